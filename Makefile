@@ -1,0 +1,37 @@
+# Two commands are enough: `make run` and `make test`. Both set up .venv by themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help setup run test check format simulate package clean
+
+help:  ## what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
+
+setup: .venv/.installed  ## the virtual environment, with everything that the other commands need
+
+.venv/.installed: requirements.txt requirements-dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Spillway needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing into .venv (once; a minute or two) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+run: setup  ## the whole system on this machine, without an AWS account
+	@$(BIN)/spillway run $(ARGS)
+
+test: setup check  ## everything that CI checks
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: setup  ## ruff, mypy, cfn-lint
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/cfn-lint infra/*.yaml
+
+format: setup  ## let ruff write the layout
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean:  ## remove what the other commands made
+	rm -rf .venv .spillway build .mypy_cache .ruff_cache .pytest_cache .hypothesis

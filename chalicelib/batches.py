@@ -1,0 +1,331 @@
+"""A batch of a queue: who is worked on when, and what becomes of each message of it.
+
+Conversations side by side, the messages of one in order. Every message ends in exactly one way:
+
+    done          deleted
+    deferred      received again later; not counted against it
+    unexpected    received again soon; counted, and after five of these dead-lettered
+    dead-lettered a copy with its history is on the dead-letter queue, and it is deleted
+    handed back   not started for want of time; received again at once, nothing written
+
+A deferral hides a message and all its successors of the conversation in the batch for the same
+time: a FIFO group stays locked while any message of it is in flight, so order is kept and none of
+them comes back before the first does.
+https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-errorhandling.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from chalicelib.observing import count, log
+from chalicelib.queues import Envelope, EnvelopeError, Queues
+from chalicelib.runtime import Runtime, is_transient
+from chalicelib.table import Table
+
+T = TypeVar("T")
+
+MOST_STARTS = 5  # that never ended; then the message is dead-lettered
+SUSPECT_STARTS = 3  # then it is worked on alone, after all others
+LONGEST = 11 * 3600  # SQS hides a message for at most 12 hours after the receive
+FIRST_BACKOFF = 1.0
+LONGEST_BACKOFF = 120.0
+START_KEPT = 15 * 86_400  # seconds; the queues keep 14 days
+
+
+class LambdaContext(Protocol):
+    """What of Lambda's context is used here."""
+
+    def get_remaining_time_in_millis(self) -> int: ...
+
+
+class Defer(Exception):
+    """This message later: in `after` seconds, or by backoff. `reason` is a word of ours."""
+
+    def __init__(self, reason: str, after: float | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.after = after
+
+
+class GiveUp(Exception):
+    """This message never: to the dead-letter queue. `reason` is a word of ours."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class BatchFailed(Exception):
+    """Raised where the mapping takes no report: what is done is deleted, the rest comes again."""
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """One message of the batch. `envelope` is None where the body is none of ours."""
+
+    id: str
+    receipt_handle: str
+    body: str
+    receives: int
+    sent_at: float
+    group: str
+    envelope: Envelope | None
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> Record:
+        """From a record of Lambda's SQS event."""
+        attributes = record.get("attributes", {})
+        envelope = None
+        with suppress(EnvelopeError):
+            envelope = Envelope.parse(record["body"])
+        fallback = attributes.get("MessageGroupId") or record["messageId"]
+        return cls(
+            id=record["messageId"],
+            receipt_handle=record["receiptHandle"],
+            body=record["body"],
+            receives=int(attributes.get("ApproximateReceiveCount", 1)),
+            sent_at=int(attributes.get("SentTimestamp", 0)) / 1000,
+            group=(envelope.conversation if envelope else "") or fallback,
+            envelope=envelope,
+        )
+
+
+class Batch:
+    """One invocation's worth of a queue. Use: `each` (any number of times), then `finish`."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        queues: Queues,
+        table: Table,
+        queue: str,
+        event: Mapping[str, Any],
+        context: LambdaContext,
+        *,
+        reporting: bool,
+        give_up_after: float | None = None,
+    ) -> None:
+        self._runtime = runtime
+        self._queues = queues
+        self._table = table
+        self._queue = queue
+        self._reporting = reporting
+        self._give_up_after = give_up_after
+        self.deadline = runtime.now() + context.get_remaining_time_in_millis() / 1000
+        self.records = [Record.read(record) for record in event["Records"]]
+        # Seconds until each record that is not done is received again.
+        self._hidden: dict[Record, float] = {}
+        self._ended: set[Record] = set()
+        self._started: dict[Record, int] = {}
+
+    def remaining(self) -> float:
+        """Seconds until Lambda ends this invocation."""
+        return self.deadline - self._runtime.now()
+
+    def each(
+        self,
+        work: Callable[[Envelope, Record], T],
+        records: Iterable[Record] | None = None,
+        *,
+        needs: float,
+        ordered: bool = False,
+    ) -> dict[Record, T]:
+        """Works on every record that is still open; returns what was done, with its results.
+
+        `work` gets `needs` seconds: where less is left it is not begun. `ordered`: the records of
+        a conversation one after the other, and none after one that has to wait.
+        """
+        open_records = [
+            record
+            for record in (self.records if records is None else records)
+            if record not in self._hidden and record not in self._ended
+        ]
+        lanes: dict[str, list[Record]] = {}
+        for record in open_records:
+            lanes.setdefault(record.group if ordered else record.id, []).append(record)
+        suspects = self._suspects(open_records)
+        calm = [lane for lane in lanes.values() if not suspects.intersection(lane)]
+        results: dict[Record, T] = {}
+        self._runtime.together([_task(self._lane, lane, work, needs, results) for lane in calm])
+        for lane in lanes.values():
+            if suspects.intersection(lane):
+                self._lane(lane, work, needs, results)
+        return results
+
+    def all_or_none(self, work: Callable[[], T], records: Sequence[Record]) -> T | None:
+        """One step for several records; where it fails, each of them is deferred."""
+        try:
+            return work()
+        except Exception as error:
+            for record in records:
+                self._failed(record, [record], error)
+            return None
+
+    def finish(self) -> dict[str, Any] | None:
+        """Hides what has to wait, and answers Lambda.
+
+        Where the mapping takes reports (a setting says so): the list of what is not done. Where
+        not, a returned list would be ignored and the whole batch deleted: so what is done is
+        deleted here, and BatchFailed raised if anything is left.
+        """
+        waiting = [(r.receipt_handle, int(s)) for r, s in self._hidden.items()]
+        if waiting:
+            self._hide(waiting)
+        if self._reporting:
+            return {"batchItemFailures": [{"itemIdentifier": r.id} for r in self._hidden]}
+        if not self._hidden:
+            return None
+        done = [record.receipt_handle for record in self.records if record not in self._hidden]
+        if done and self._queues.delete(self._queue, done):
+            log("WARNING", "delete_refused", count=len(done))
+        raise BatchFailed(f"{len(self._hidden)} of {len(self.records)} not done")
+
+    def _lane(
+        self,
+        lane: Sequence[Record],
+        work: Callable[[Envelope, Record], T],
+        needs: float,
+        results: dict[Record, T],
+    ) -> None:
+        for position, record in enumerate(lane):
+            rest = lane[position:]
+            if self.remaining() < needs:
+                self._wait(rest, 0)
+                count("HandedBack", len(rest))
+                return
+            try:
+                if record.envelope is None:
+                    raise GiveUp("not_an_envelope")
+                self._start(record)
+                results[record] = work(record.envelope, record)
+            except Exception as error:
+                self._failed(record, rest, error)
+                if record in self._hidden:
+                    return
+
+    def _failed(self, record: Record, rest: Sequence[Record], error: Exception) -> None:
+        try:
+            if isinstance(error, GiveUp):
+                self._dead_letter(record, error.reason)
+            elif isinstance(error, Defer):
+                self._defer(record, rest, error)
+            elif is_transient(error):
+                self._defer(record, rest, Defer(f"transient: {type(error).__name__}"))
+            else:
+                count("UnexpectedErrors")
+                log(
+                    "ERROR",
+                    "unexpected_error",
+                    id=_id(record),
+                    error=error,
+                    receives=record.receives,
+                    starts=self._started.get(record),
+                )
+                self._wait(rest, self._backoff(min(record.receives, 3)))
+        except Exception as second:
+            # Not even that worked: it comes back when its visibility ends, or before.
+            log("ERROR", "could_not_defer", id=_id(record), error=second)
+            self._wait(rest, self._backoff(record.receives))
+
+    def _defer(self, record: Record, rest: Sequence[Record], defer: Defer) -> None:
+        age = self._runtime.now() - record.sent_at
+        if self._give_up_after is not None and age > self._give_up_after:
+            self._dead_letter(record, f"too_old: {defer.reason}")
+            return
+        after = defer.after if defer.after is not None else self._backoff(record.receives)
+        log("INFO", "deferred", id=_id(record), reason=defer.reason, seconds=after)
+        count("Deferrals", reason=defer.reason.partition(":")[0])
+        self._wait(rest, after)
+        if record in self._started:
+            # A deferral is not a start that never ended.
+            self._table.update(_start_key(record), "ADD starts :less", values={":less": -1})
+
+    def _dead_letter(self, record: Record, reason: str) -> None:
+        self._queues.dead_letter(
+            self._queue,
+            record.body,
+            group=record.group,
+            source_id=record.id,
+            history={
+                "reason": reason,
+                "receives": str(record.receives),
+                "starts": str(self._started.get(record, 1)),
+                "first_sent_at": str(int(record.sent_at)),
+                "dead_lettered_at": str(int(self._runtime.now())),
+            },
+        )
+        self._ended.add(record)
+        count("DeadLetters", reason=reason.partition(":")[0])
+        log("ERROR", "dead_lettered", id=_id(record), reason=reason, receives=record.receives)
+
+    def _start(self, record: Record) -> None:
+        """Counts a start, from the second receive on: nearly all messages are received once."""
+        if record.receives < 2 or record in self._started:
+            return
+        item = self._table.update(
+            _start_key(record),
+            "ADD starts :one SET expires_at = :end",
+            values={":one": 1, ":end": int(self._runtime.now() + START_KEPT)},
+        )
+        self._started[record] = item["starts"]
+        if item["starts"] > MOST_STARTS:
+            raise GiveUp("never_ended")
+
+    def _suspects(self, records: Sequence[Record]) -> set[Record]:
+        """Those that may have taken a whole invocation with them before."""
+        again = [record for record in records if record.receives > SUSPECT_STARTS]
+        if not again:
+            return set()
+        try:
+            found = self._table.get_many([_start_key(record) for record in again])
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            return set(again)
+        return {
+            record
+            for record in again
+            if found.get(_start_key(record), {}).get("starts", 0) >= SUSPECT_STARTS
+        }
+
+    def _wait(self, records: Sequence[Record], seconds: float) -> None:
+        for record in records:
+            if record not in self._ended:
+                self._hidden[record] = max(0, min(seconds, LONGEST))
+
+    def _hide(self, entries: Sequence[tuple[str, int]]) -> None:
+        try:
+            refused = self._queues.set_visibility(self._queue, entries)
+        except Exception as error:
+            # They come back all the same, when their visibility ends.
+            log("WARNING", "visibility_not_set", count=len(entries), error=error)
+        else:
+            if refused:
+                log("WARNING", "visibility_refused", count=refused)
+
+    def _backoff(self, receives: int) -> float:
+        """Full jitter: anything up to a ceiling that doubles with each receive."""
+        ceiling = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(receives, 10))
+        return 1 + self._runtime.random() * ceiling
+
+
+def _start_key(record: Record) -> tuple[str, str]:
+    return f"S#{record.id}", "START"
+
+
+def _id(record: Record) -> str:
+    return record.envelope.id if record.envelope else ""
+
+
+def _task(
+    lane: Callable[..., None],
+    records: Sequence[Record],
+    work: Callable[[Envelope, Record], T],
+    needs: float,
+    results: dict[Record, T],
+) -> Callable[[], None]:
+    return lambda: lane(records, work, needs, results)

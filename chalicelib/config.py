@@ -1,0 +1,231 @@
+"""The settings of a function: read from its environment and checked once, when it starts.
+
+An error names every variable that is wrong and how to mend it, and never shows a value. Standard
+library only: the authorizer and the receiver start with this module.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
+
+from chalicelib.messages import number_kind
+from chalicelib.providers import NAMES as PROVIDER_NAMES
+
+Function = Literal["authorizer", "receiver", "processing", "sender"]
+
+
+class SettingError(Exception):
+    """The environment of a function is wrong. The text has a line for each variable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the environment says. Each field is read from the variable of the same name in capitals
+    (`stage` and `function` from SPILLWAY_…); docs/SETTINGS.md explains each. Times are seconds.
+    """
+
+    function: Function
+    stage: str = "dev"
+    credential_hashes: Mapping[str, tuple[str, ...]] = None  # type: ignore[assignment]
+    providers: tuple[str, ...] = ()
+    public_url: str = ""
+    numbers: Mapping[str, str] = None  # type: ignore[assignment]
+    brand: str = "default"
+    reply_api_url: str = ""
+    reply_timeout: float = 10.0
+    reply_max_age: float = 900.0
+    message_max_age: float = 36_000.0
+    max_parts: int = 3
+    lookup_urls: Mapping[str, str] = None  # type: ignore[assignment]
+    stop_text: str = ""
+    help_text: str = ""
+    message_days: int = 400
+    report_batch_item_failures: bool = False
+    twilio_api_url: str = ""
+    telnyx_api_url: str = ""
+    log_level: str = "INFO"
+
+    def api_url(self, provider: str) -> str | None:
+        """Where this provider's API is, if not at its usual address."""
+        return getattr(self, f"{provider}_api_url", "") or None
+
+
+def load(environ: Mapping[str, str]) -> Settings:
+    """The settings of the function that SPILLWAY_FUNCTION names. Raises SettingError."""
+    function = environ.get("SPILLWAY_FUNCTION", "")
+    if function not in get_args(Function):
+        raise SettingError(
+            "SPILLWAY_FUNCTION: must be one of "
+            f"{', '.join(get_args(Function))}; set it for each function in .chalice/config.json"
+        )
+    values: dict[str, Any] = {"function": function}
+    wrong = []
+    for name, (variable, read, default, needed_by) in _TABLE.items():
+        text = environ.get(variable, "").strip()
+        if not text and function in needed_by:
+            wrong.append(f"{variable}: not set; it must be {_expects(read)}")
+            continue
+        try:
+            values[name] = read(text or default)
+        except ValueError as error:
+            wrong.append(f"{variable}: {error}; it must be {_expects(read)}")
+    if wrong:
+        raise SettingError("\n".join(wrong))
+    return Settings(**values)
+
+
+def _expects(read: Callable[[str], Any]) -> str:
+    return (read.__doc__ or "").strip()
+
+
+def _stage(text: str) -> str:
+    """a stage's name: small letters, digits and hyphens, at most 16, e.g. prod"""
+    if not re.fullmatch(r"[a-z][a-z0-9-]{0,15}", text):
+        raise ValueError("not a stage's name")
+    return text
+
+
+def _credential_hashes(text: str) -> dict[str, tuple[str, ...]]:
+    """JSON such as {"twilio": ["<64 hex digits>"], "api": ["<64 hex digits>"]}: for each principal
+    the SHA-256 of its credentials"""
+    found = _json_object(text)
+    hashes = {}
+    for principal, entries in found.items():
+        entries = [entries] if isinstance(entries, str) else entries
+        if not isinstance(entries, list) or not all(
+            isinstance(one, str) and re.fullmatch(r"[0-9a-f]{64}", one) for one in entries
+        ):
+            raise ValueError("not SHA-256 hashes in hexadecimal")
+        if principal != "api" and principal not in PROVIDER_NAMES:
+            raise ValueError("names a principal that is neither a provider nor api")
+        hashes[principal] = tuple(entries)
+    return hashes
+
+
+def _providers(text: str) -> tuple[str, ...]:
+    """the providers in use, separated by commas, e.g. twilio,telnyx"""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if any(name not in PROVIDER_NAMES for name in names):
+        raise ValueError(f"names a provider that is not one of {', '.join(PROVIDER_NAMES)}")
+    return names
+
+
+def _numbers(text: str) -> dict[str, str]:
+    """our numbers and who carries each, e.g. +14155550123=twilio,+14155550199=telnyx"""
+    numbers = {}
+    for entry in filter(None, (entry.strip() for entry in text.split(","))):
+        number, _, provider = entry.partition("=")
+        if number_kind(number) not in ("e164", "short_code") or provider not in PROVIDER_NAMES:
+            raise ValueError("not a list of number=provider")
+        numbers[number] = provider
+    return numbers
+
+
+def _url(text: str) -> str:
+    """an http or https address without query, e.g. https://sms.example.com"""
+    if not text:
+        return ""
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+        raise ValueError("not such an address")
+    return text.rstrip("/")
+
+
+def _endpoint(text: str) -> str:
+    """an http or https address, e.g. https://replies.example.com/v1/sms"""
+    if text and (urlsplit(text).scheme not in ("http", "https") or not urlsplit(text).netloc):
+        raise ValueError("not such an address")
+    return text
+
+
+def _endpoints(text: str) -> dict[str, str]:
+    """JSON such as {"customer": "https://crm.example.com/lookup"}: where each look-up is asked"""
+    found = _json_object(text)
+    if not all(isinstance(url, str) for url in found.values()):
+        raise ValueError("not addresses by name")
+    return {name: _endpoint(url) for name, url in found.items() if url}
+
+
+def _seconds(text: str) -> float:
+    """a number of seconds above 0, e.g. 10"""
+    value = float(text)
+    if not 0 < value < 86_400 * 400:
+        raise ValueError("not such a number")
+    return value
+
+
+def _few(text: str) -> int:
+    """a whole number from 1 to 9"""
+    value = int(text)
+    if not 1 <= value <= 9:
+        raise ValueError("out of range")
+    return value
+
+
+def _days(text: str) -> int:
+    """a whole number of days, at least 30 (twice what the queues keep)"""
+    value = int(text)
+    if value < 30:
+        raise ValueError("too few")
+    return value
+
+
+def _switch(text: str) -> bool:
+    """true or false"""
+    if text not in ("true", "false"):
+        raise ValueError("neither")
+    return text == "true"
+
+
+def _level(text: str) -> str:
+    """DEBUG, INFO, WARNING or ERROR"""
+    if text not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise ValueError("none of these")
+    return text
+
+
+def _text(text: str) -> str:
+    """a text"""
+    return text
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        raise ValueError("not JSON") from None
+    if not isinstance(found, dict):
+        raise ValueError("not a JSON object")
+    return found
+
+
+_WORKING = ("receiver", "processing", "sender")
+
+# field: (variable, reader, default, functions that cannot start without it)
+_TABLE: Mapping[str, tuple[str, Callable[[str], Any], str, tuple[str, ...]]] = {
+    "stage": ("SPILLWAY_STAGE", _stage, "dev", _WORKING),
+    "credential_hashes": ("CREDENTIAL_HASHES", _credential_hashes, "{}", ("authorizer",)),
+    "providers": ("PROVIDERS", _providers, "", _WORKING),
+    "public_url": ("PUBLIC_URL", _url, "", ()),
+    "numbers": ("NUMBERS", _numbers, "", ()),
+    "brand": ("BRAND", _text, "default", ()),
+    "reply_api_url": ("REPLY_API_URL", _endpoint, "", ()),
+    "reply_timeout": ("REPLY_TIMEOUT", _seconds, "10", ()),
+    "reply_max_age": ("REPLY_MAX_AGE", _seconds, "900", ()),
+    "message_max_age": ("MESSAGE_MAX_AGE", _seconds, "36000", ()),
+    "max_parts": ("MAX_PARTS", _few, "3", ()),
+    "lookup_urls": ("LOOKUP_URLS", _endpoints, "{}", ()),
+    "stop_text": ("STOP_TEXT", _text, "You are unsubscribed and will get no more texts.", ()),
+    "help_text": ("HELP_TEXT", _text, "", ()),
+    "message_days": ("MESSAGE_DAYS", _days, "400", ()),
+    "report_batch_item_failures": ("REPORT_BATCH_ITEM_FAILURES", _switch, "false", ()),
+    "twilio_api_url": ("TWILIO_API_URL", _endpoint, "", ()),
+    "telnyx_api_url": ("TELNYX_API_URL", _endpoint, "", ()),
+    "log_level": ("LOG_LEVEL", _level, "INFO", ()),
+}
+assert set(_TABLE) == {field.name for field in fields(Settings)} - {"function"}

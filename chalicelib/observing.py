@@ -1,0 +1,109 @@
+"""What may be seen from outside: log lines and metrics, without a number, a text or a credential.
+
+The parameters of `log` are the whole list of what a line can say, so the type checker refuses
+anything else. Metrics are embedded in log lines (EMF), which costs no call:
+https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html
+Standard library only, since the receiver and the authorizer log too and pay for each import.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from typing import Any, Literal
+
+Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+_ORDER = {"DEBUG": 0, "INFO": 1, "WARNING": 2, "ERROR": 3}
+
+
+def log(
+    level: Level,
+    event: str,
+    *,
+    id: str = "",  # noqa: A002 -- the name that every log of the field uses
+    provider: str = "",
+    reason: str = "",
+    code: str = "",
+    error: BaseException | None = None,
+    count: int | None = None,
+    seconds: float | None = None,
+    receives: int | None = None,
+    starts: int | None = None,
+) -> None:
+    """One JSON line on standard output.
+
+    `event`, `reason` and `code` are words of ours or a provider's code; `id` is a message id or
+    reference (hashes). Of `error` only the type and the lines of code are written: its text may
+    hold anything.
+    """
+    if _ORDER[level] < _ORDER.get(os.environ.get("LOG_LEVEL", "INFO"), 1):
+        return
+    line: dict[str, Any] = {"level": level, "event": event, **_origin()}
+    for name, value in (
+        ("id", id),
+        ("provider", provider),
+        ("reason", reason),
+        ("code", code),
+        ("count", count),
+        ("seconds", None if seconds is None else round(seconds, 3)),
+        ("receives", receives),
+        ("starts", starts),
+    ):
+        if value not in ("", None):
+            line[name] = value
+    if error is not None:
+        line["error"] = type(error).__name__
+        line["where"] = [
+            f"{os.path.basename(frame.filename)}:{frame.lineno}"
+            for frame in traceback.extract_tb(error.__traceback__)[-4:]
+        ]
+    _write(line)
+
+
+def count(metric: str, number: int = 1, *, provider: str = "", reason: str = "") -> None:
+    """Adds `number` to a metric. Dimensions are few and low in variety: each combination is billed
+    as a metric of its own."""
+    origin = _origin()
+    dimensions = {"stage": origin["stage"], "function": origin["function"]}
+    if provider:
+        dimensions["provider"] = provider
+    if reason:
+        dimensions["reason"] = reason
+    _write(
+        {
+            "_aws": {
+                "Timestamp": _milliseconds(),
+                "CloudWatchMetrics": [
+                    {
+                        "Namespace": "Spillway",
+                        "Dimensions": [list(dimensions)],
+                        "Metrics": [{"Name": metric, "Unit": "Count"}],
+                    }
+                ],
+            },
+            **dimensions,
+            metric: number,
+        }
+    )
+
+
+def _origin() -> dict[str, str]:
+    return {
+        "function": os.environ.get("SPILLWAY_FUNCTION", ""),
+        "stage": os.environ.get("SPILLWAY_STAGE", ""),
+    }
+
+
+def _milliseconds() -> int:
+    # Nothing is decided by this clock: CloudWatch wants a time in the line.
+    import time  # noqa: TID251
+
+    return int(time.time() * 1000)
+
+
+def _write(line: dict[str, Any]) -> None:
+    # One write a line: several threads share the stream.
+    sys.stdout.write(json.dumps(line, separators=(",", ":")) + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,209 @@
+"""The processing function: what is known about a message is found out and kept.
+
+A batch goes through these steps, and a death after any of them repeats them without harm:
+
+    read the table     what is stored already is done
+    each message       STOP is recorded, the text analysed, external sources asked, all validated
+    archive            one object for all of them; the same batch again is the same object
+    store              one conditional item each, naming its object
+
+Between archive and table a death leaves lines that no item names; nothing is lost by it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import phonenumbers
+
+from chalicelib import receipts, text
+from chalicelib.archive import Archive
+from chalicelib.batches import Batch, Defer, GiveUp, LambdaContext, Record
+from chalicelib.config import Settings, load
+from chalicelib.consent import ConsentList, keyword
+from chalicelib.ledger import DAY, Busy, Ledger
+from chalicelib.lookups import LookUps
+from chalicelib.messages import InboundMessage, MessageId, number_kind
+from chalicelib.observing import count, log
+from chalicelib.queues import DEAD_LETTERS, PROCESSING, Envelope, Queues
+from chalicelib.runtime import Runtime
+from chalicelib.table import Item, Key, Table
+from chalicelib.vault import Vault
+from chalicelib.yours.lookups import LOOKUPS
+
+# A message that no required look-up answers for is dead-lettered after this, well before the queue
+# would drop it (14 days).
+GIVE_UP_AFTER = DAY
+# Seconds kept for archive and table, after the look-ups.
+STORING = 15.0
+# DynamoDB takes 400 KB an item; the archive has the whole.
+LONGEST_STORED_TEXT = 50_000
+
+
+class Processing:
+    """Handles the batches of the processing queue."""
+
+    def __init__(self, runtime: Runtime, settings: Settings) -> None:
+        vault = Vault(runtime, settings.stage)
+        keys = vault.keys()
+        self._runtime = runtime
+        self._settings = settings
+        self._queues = Queues(runtime, settings.stage)
+        self._queues.url(DEAD_LETTERS[PROCESSING])
+        self._table = Table(runtime, settings.stage)
+        self._ledger = Ledger(self._table, runtime, keep_days=settings.message_days)
+        self._consent = ConsentList(self._table, keys, settings.brand)
+        self._lookups = LookUps(runtime, LOOKUPS, settings.lookup_urls)
+        self._archive = Archive(runtime, keys, stage=settings.stage, account=self._queues.account())
+
+    def handle(self, event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any] | None:
+        """Lambda's SQS event in, the report of what is not done out."""
+        batch = Batch(
+            self._runtime,
+            self._queues,
+            self._table,
+            PROCESSING,
+            event,
+            context,
+            reporting=self._settings.report_batch_item_failures,
+            give_up_after=GIVE_UP_AFTER,
+        )
+        inbound = {
+            record: _key(record.envelope)
+            for record in batch.records
+            if record.envelope is not None and record.envelope.kind == "inbound"
+        }
+        stored = batch.all_or_none(
+            lambda: self._table.get_many(list(inbound.values())), list(inbound)
+        )
+        done = {record for record, key in inbound.items() if stored and key in stored}
+        results = batch.each(
+            self._work,
+            [record for record in batch.records if record not in done],
+            needs=self._lookups.longest + STORING,
+        )
+        lines = {record: line for record, line in results.items() if line is not None}
+        if lines:
+            key = batch.all_or_none(lambda: self._store_in_archive(lines), list(lines))
+            if key is not None:
+                batch.each(
+                    lambda envelope, record: self._store(envelope, lines[record], key),
+                    list(lines),
+                    needs=0,
+                )
+        return batch.finish()
+
+    def _work(self, envelope: Envelope, record: Record) -> dict[str, Any] | None:
+        """One message as a line for the archive; None where there is nothing to keep."""
+        if envelope.kind == "receipt":
+            try:
+                receipts.record(self._ledger, envelope.receipt())
+            except Busy:
+                raise Defer("receipt_overtaken") from None
+            return None
+        if envelope.kind == "unreadable":
+            self._archive.quarantine(envelope.payload, envelope.received_at)
+            count("Quarantined", provider=str(envelope.payload["provider"]))
+            log("ERROR", "quarantined", provider=str(envelope.payload["provider"]))
+            return None
+        if envelope.kind != "inbound":
+            raise GiveUp("unexpected_kind")
+        return self._examine(envelope)
+
+    def _examine(self, envelope: Envelope) -> dict[str, Any]:
+        message = envelope.inbound()
+        body = text.normalise(message.text)
+        event = message.consent_hint or keyword(body)
+        if event == "stop":
+            # Here too, and before the look-ups: a conversation that is held up on its way to an
+            # answer must not hold up a STOP.
+            self._consent.record(
+                message.sender,
+                "stop",
+                message.sent_at or message.received_at,
+                words=body,
+                source=message.provider,
+                id_=envelope.id,
+            )
+        reasons = reasons_against(message, body)
+        return {
+            "id": envelope.id,
+            "conversation": envelope.conversation,
+            "provider": message.provider,
+            "account": message.account,
+            "provider_id": message.id,
+            "from": message.sender,
+            "to": message.recipient,
+            "text": body,
+            "media": [{"url": m.url, "content_type": m.content_type} for m in message.media],
+            "group": message.group,
+            "sent_at": message.sent_at,
+            "received_at": message.received_at,
+            "encoding": text.encoding(body),
+            "segments": message.segments or text.segments(body),
+            "keyword": event,
+            "valid": not reasons,
+            "reasons": reasons,
+            "lookups": {} if reasons else self._lookups.ask(envelope.id, message, body),
+            "raw": message.raw,
+        }
+
+    def _store_in_archive(self, lines: Mapping[Record, dict[str, Any]]) -> str:
+        # The same message may be in a batch twice; it is one line.
+        return self._archive.store({line["id"]: line for line in lines.values()})
+
+    def _store(self, envelope: Envelope, line: Mapping[str, Any], archive_key: str) -> None:
+        pk, sk = _key(envelope)
+        body = line["text"]
+        item: Item = {name: value for name, value in line.items() if name != "raw"}
+        item |= {
+            "pk": pk,
+            "sk": sk,
+            "archive_key": archive_key,
+            "expires_at": int(envelope.received_at + self._settings.message_days * DAY),
+        }
+        if len(body.encode()) > LONGEST_STORED_TEXT:
+            item["text"] = body[: LONGEST_STORED_TEXT // 4]
+        self._table.insert(item)
+        count("Stored", provider=str(line["provider"]), reason="" if line["valid"] else "invalid")
+        log("INFO", "stored", id=envelope.id, provider=str(line["provider"]))
+
+
+def reasons_against(message: InboundMessage, body: str) -> list[str]:
+    """Why a message is not valid, in words of ours; empty where it is.
+
+    Numbers are judged by possibility and length, not by today's number plan.
+    """
+    reasons = []
+    for role, number in (("sender", message.sender), ("recipient", message.recipient)):
+        kind = number_kind(number)
+        if not number:
+            reasons.append(f"no_{role}")
+        elif kind is None or (kind == "e164" and not _possible(number)):
+            reasons.append(f"{role}_not_a_number")
+    if not body.strip() and not message.media:
+        reasons.append("empty")
+    if len(body.encode()) > LONGEST_STORED_TEXT:
+        reasons.append("text_too_large")
+    return reasons
+
+
+def _possible(number: str) -> bool:
+    try:
+        return phonenumbers.is_possible_number(phonenumbers.parse(number))
+    except phonenumbers.NumberParseException:
+        return False
+
+
+def _key(envelope: Envelope) -> Key:
+    id_ = MessageId.parse(envelope.id)
+    if id_ is None:
+        return f"C#{envelope.conversation}", f"IN#{envelope.id}"
+    return f"C#{id_.conversation}", f"IN#{id_.message}"
+
+
+def start() -> Processing:
+    """Everything that can be made before the first batch: clients, queue URLs, secrets."""
+    return Processing(Runtime(), load(os.environ))

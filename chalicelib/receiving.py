@@ -1,0 +1,338 @@
+"""The receiving function: verify, put on the queues, acknowledge. No database, no business logic.
+
+A webhook's messages go on the processing queue first and then on the outbound queue: a death in
+between leaves "stored, not answered", which can be repaired. A queue that refuses makes it a 503,
+so that the provider tries again; a fault of ours is never a 4xx, for which some providers drop a
+message for good.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+from urllib.parse import urlencode
+
+from chalicelib.config import Settings, load
+from chalicelib.ledger import Ledger
+from chalicelib.messages import (
+    DeliveryReceipt,
+    Headers,
+    InboundMessage,
+    MessageId,
+    OutgoingMessage,
+    Response,
+    WebhookRequest,
+    answerable,
+    number_kind,
+    parse_reference,
+)
+from chalicelib.observing import count, log
+from chalicelib.providers import provider_named
+from chalicelib.providers.base import PayloadError, Provider, SignatureError, UnknownProvider
+from chalicelib.queues import LARGEST_BODY, OUTBOUND, PROCESSING, Envelope, QueueRefused, Queues
+from chalicelib.runtime import Runtime, is_transient
+from chalicelib.table import Table
+from chalicelib.vault import Vault
+
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
+LONGEST_TEXT = 20_000
+MOST_MEDIA = 10
+
+
+class Receiver:
+    """Handles what comes in over HTTP."""
+
+    def __init__(self, runtime: Runtime, settings: Settings) -> None:
+        self._runtime = runtime
+        self._settings = settings
+        self._vault = Vault(runtime, settings.stage)
+        self._keys = self._vault.keys()
+        self._queues = Queues(runtime, settings.stage)
+        # Asked for now, so that the first webhook finds connections and secrets ready.
+        self._queues.url(PROCESSING)
+        self._queues.url(OUTBOUND)
+        self._providers = {
+            name: provider_named(name, settings.api_url(name)) for name in settings.providers
+        }
+        self._ledger = Ledger(
+            Table(runtime, settings.stage), runtime, keep_days=settings.message_days
+        )
+
+    # -- webhooks -----------------------------------------------------------------------------
+
+    def webhook(self, name: str, event: Mapping[str, Any], *, signed_door: bool) -> Response:
+        """One webhook request, as API Gateway's event, of the provider called `name`."""
+        try:
+            provider = self._provider(name)
+        except UnknownProvider:
+            count("Refused", reason="unknown_provider")
+            return _error(404, "unknown_provider")
+        if signed_door and not provider.signed:
+            count("Refused", provider=name, reason="unsigned_provider")
+            return _error(403, "this provider does not sign: use its door behind the authorizer")
+        request = request_of(event, self._settings.public_url, self._runtime.now())
+        try:
+            if provider.signed and not self._verified(provider, request):
+                count("Refused", provider=name, reason="signature")
+                log("WARNING", "signature_refused", provider=name)
+                return _error(403, "signature")
+            self._accept(provider, request, event)
+        except TooLarge:
+            count("Refused", provider=name, reason="too_large")
+            log("WARNING", "refused", provider=name, reason="too_large")
+            return _error(413, "too_large")
+        except Exception as error:
+            return _try_again(error, name)
+        count("Acknowledged", provider=name)
+        return provider.acknowledge()
+
+    def _provider(self, name: str) -> Provider:
+        if name not in self._providers:
+            raise UnknownProvider(name)
+        return self._providers[name]
+
+    def _verified(self, provider: Provider, request: WebhookRequest) -> bool:
+        try:
+            provider.verify(request, self._vault.secrets(provider.name))
+        except SignatureError:
+            # The secret may have been rotated since we last looked.
+            fresh = self._vault.refreshed(provider.name)
+            if fresh is None:
+                return False
+            try:
+                provider.verify(request, fresh)
+            except SignatureError:
+                return False
+        return True
+
+    def _accept(
+        self, provider: Provider, request: WebhookRequest, event: Mapping[str, Any]
+    ) -> None:
+        """Puts what the request holds on the queues. Raises what the queues raise, and TooLarge."""
+        callback_url = public_url(event, self._settings.public_url, provider.name)
+        try:
+            parsed = provider.parse(request)
+        except PayloadError:
+            log("ERROR", "payload_unreadable", provider=provider.name)
+            self._send(PROCESSING, [(_unreadable(provider, request), "")])
+            return
+        processing: list[tuple[Envelope, str]] = []
+        outbound: list[tuple[Envelope, str]] = []
+        for one in parsed:
+            if isinstance(one, DeliveryReceipt):
+                processing.append((_receipt(one, request.received_at), ""))
+                continue
+            id_ = self._id_of(one)
+            processing.append((_inbound(one, id_, callback_url), ""))
+            if answerable(one):
+                # `raw` is for the archive; the sender has no use for it.
+                envelope = _inbound(one, id_, callback_url, raw=False)
+                outbound.append((envelope, id_.message))
+        self._send(PROCESSING, processing)
+        self._send(OUTBOUND, outbound)
+
+    def _send(self, queue: str, envelopes: list[tuple[Envelope, str]]) -> None:
+        if any(len(envelope.body()) > LARGEST_BODY for envelope, _ in envelopes):
+            raise TooLarge
+        self._queues.send(queue, envelopes)
+
+    def _id_of(self, message: InboundMessage) -> MessageId:
+        return MessageId(
+            self._keys.conversation(message.ours, message.theirs),
+            self._keys.message(message.provider, message.account, message.id),
+        )
+
+    # -- our own clients ----------------------------------------------------------------------
+
+    def post_message(self, event: Mapping[str, Any]) -> Response:
+        """POST /messages: one outgoing text for the outbound queue."""
+        request = request_of(event, self._settings.public_url, self._runtime.now())
+        key = request.headers.get("idempotency-key")
+        if not _IDEMPOTENCY_KEY.fullmatch(key):
+            return _error(400, "the header Idempotency-Key must have 1 to 255 visible characters")
+        try:
+            message = self._outgoing(json.loads(request.body))
+        except BadRequest as error:
+            return _error(400, str(error))
+        except (ValueError, RecursionError):
+            return _error(400, "the body must be a JSON object")
+        principal = event["requestContext"].get("authorizer", {}).get("principalId", "api")
+        id_ = MessageId(
+            self._keys.conversation(message.ours, message.theirs),
+            self._keys.message("api", principal, key),
+        )
+        envelope = Envelope(
+            "outgoing",
+            id_.conversation,
+            str(id_),
+            request.received_at,
+            asdict(message),
+            public_url(event, self._settings.public_url, message.provider),
+        )
+        try:
+            self._send(OUTBOUND, [(envelope, id_.message)])
+        except Exception as error:
+            return _try_again(error, message.provider)
+        count("Queued", provider=message.provider)
+        return _json(202, {"id": str(id_)})
+
+    def _outgoing(self, body: Any) -> OutgoingMessage:
+        if not isinstance(body, dict):
+            raise BadRequest("the body must be a JSON object")
+        strange = set(body) - {"to", "from", "text", "media"}
+        if strange:
+            raise BadRequest("the body may have: to, from, text, media")
+        theirs, words, media = body.get("to"), body.get("text", ""), body.get("media", [])
+        if not isinstance(theirs, str) or number_kind(theirs) not in ("e164", "short_code"):
+            raise BadRequest("to: must be a number such as +14155550100, or a short code")
+        ours = body.get("from", next(iter(self._settings.numbers), ""))
+        if not isinstance(ours, str) or ours not in self._settings.numbers:
+            raise BadRequest("from: must be one of NUMBERS")
+        if not isinstance(words, str) or len(words) > LONGEST_TEXT:
+            raise BadRequest(f"text: must be a string of at most {LONGEST_TEXT} characters")
+        if not _urls(media):
+            raise BadRequest(f"media: must be a list of at most {MOST_MEDIA} http(s) addresses")
+        if not words.strip() and not media:
+            raise BadRequest("text: there is neither text nor media")
+        return OutgoingMessage(self._settings.numbers[ours], ours, theirs, words, tuple(media))
+
+    def get_message(self, id_text: str) -> Response:
+        """GET /messages/{id}: what became of it. The one read that this function makes."""
+        id_ = MessageId.parse(id_text)
+        if id_ is None:
+            return _error(404, "not_a_message_id")
+        try:
+            reply = self._ledger.find(id_)
+        except Exception as error:
+            return _try_again(error, "")
+        if reply is None:
+            return _error(404, "not_seen_yet")
+        return _json(
+            200,
+            {
+                "id": str(id_),
+                "state": reply.state,
+                "parts": [
+                    {"state": part.state, "status": part.status, "error": part.error}
+                    for part in reply.parts or ()
+                ],
+            },
+        )
+
+
+class TooLarge(Exception):
+    """More than a queue takes."""
+
+
+class BadRequest(ValueError):
+    """Our own client's mistake; the text is for its eyes and shows no value."""
+
+
+def request_of(event: Mapping[str, Any], base: str, now: float) -> WebhookRequest:
+    """The request as its caller made it, from API Gateway's event (REST API, proxy integration).
+
+    The event carries the query decoded: our own URLs have at most one parameter, of characters
+    that need no encoding, so for them it is the same. `base` replaces scheme, host and stage, for
+    proxies and tunnels.
+    https://docs.aws.amazon.com/apigateway/latest/developerguide/set-up-lambda-proxy-integrations.html
+    """
+    context = event["requestContext"]
+    path = context["path"]
+    if base:
+        path = context["resourcePath"]
+        for name, value in (event.get("pathParameters") or {}).items():
+            path = path.replace(f"{{{name}}}", value)
+        url = base + path
+    else:
+        url = f"https://{context['domainName']}{path}"
+    query = event.get("multiValueQueryStringParameters")
+    if query:
+        url += "?" + urlencode(query, doseq=True)
+    body = event.get("body") or b""
+    if isinstance(body, str):
+        body = base64.b64decode(body) if event.get("isBase64Encoded") else body.encode()
+    elif event.get("isBase64Encoded"):
+        body = base64.b64decode(body)
+    return WebhookRequest(
+        method=context["httpMethod"],
+        url=url,
+        headers=Headers(event.get("multiValueHeaders") or event.get("headers") or {}),
+        body=body,
+        received_at=now,
+    )
+
+
+def public_url(event: Mapping[str, Any], base: str, provider: str) -> str:
+    """Where this provider's receipts go: its signed door, under the address that we were called
+    at."""
+    if not base:
+        context = event["requestContext"]
+        # What stands before our own path: the stage, or a custom domain's base path.
+        prefix = re.split(r"/(?:webhooks|messages)(?:/|$)", context["path"], maxsplit=1)[0]
+        base = f"https://{context['domainName']}{prefix}"
+    return f"{base}/webhooks/{provider}/signed"
+
+
+def _inbound(
+    message: InboundMessage, id_: MessageId, callback_url: str, *, raw: bool = True
+) -> Envelope:
+    payload = asdict(message)
+    if not raw:
+        del payload["raw"]
+    return Envelope(
+        "inbound", id_.conversation, str(id_), message.received_at, payload, callback_url
+    )
+
+
+def _receipt(receipt: DeliveryReceipt, received_at: float) -> Envelope:
+    named = parse_reference(receipt.reference)
+    conversation = named[0].conversation if named else ""
+    return Envelope("receipt", conversation, "", received_at, asdict(receipt))
+
+
+def _unreadable(provider: Provider, request: WebhookRequest) -> Envelope:
+    payload = {
+        "provider": provider.name,
+        "url": request.url,
+        "content_type": request.headers.get("content-type"),
+        "body": base64.b64encode(request.body).decode(),
+    }
+    return Envelope("unreadable", "", "", request.received_at, payload)
+
+
+def _urls(media: Any) -> bool:
+    return (
+        isinstance(media, list)
+        and len(media) <= MOST_MEDIA
+        and all(isinstance(u, str) and re.fullmatch(r"https?://[^\s]{1,2000}", u) for u in media)
+    )
+
+
+def _try_again(error: Exception, provider: str) -> Response:
+    """For a fault of ours: the caller is to come again."""
+    known = isinstance(error, QueueRefused) or is_transient(error)
+    count("Faults", provider=provider, reason="store" if known else "unexpected")
+    log("ERROR", "not_taken", provider=provider, error=error)
+    return _json(503, {"error": "try_again"}, {"Retry-After": "5"})
+
+
+def _error(status: int, why: str) -> Response:
+    return _json(status, {"error": why})
+
+
+def _json(
+    status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None
+) -> Response:
+    return Response(
+        status, {"Content-Type": "application/json", **(headers or {})}, json.dumps(body)
+    )
+
+
+def start() -> Receiver:
+    """Everything that can be made before the first request: clients, queue URLs, secrets."""
+    return Receiver(Runtime(hurry=True), load(os.environ))

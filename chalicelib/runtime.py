@@ -1,0 +1,142 @@
+"""The one door to whatever is not deterministic: clock, chance, ids, threads, stores, HTTP.
+
+Nothing else in chalicelib reads a clock, draws a number, starts a thread or makes a client (a lint
+rule sees to it), so that the very same code runs on Lambda, on the local stack and under a
+simulation that decides each of these.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import httpx
+    from types_boto3_dynamodb.client import DynamoDBClient
+    from types_boto3_s3.client import S3Client
+    from types_boto3_secretsmanager.client import SecretsManagerClient
+    from types_boto3_sqs.client import SQSClient
+
+T = TypeVar("T")
+
+# How many threads a batch is worked on with; every client keeps as many connections.
+THREADS = 25
+
+
+class NotReady(Exception):
+    """The deployment lacks something that a person has to mend; messages wait for it."""
+
+
+class Runtime:
+    """The real one. `hurry` is set in the receiver, which has 2 seconds for everything: short
+    time-outs and one repetition."""
+
+    def __init__(self, *, hurry: bool = False) -> None:
+        self._hurry = hurry
+
+    def now(self) -> float:
+        """Unix seconds."""
+        return time.time()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def random(self) -> float:
+        """From 0 up to 1."""
+        return random.random()  # noqa: S311 -- for jitter
+
+    def new_id(self) -> str:
+        return uuid.uuid4().hex
+
+    def together(self, tasks: Sequence[Callable[[], T]], limit: int = THREADS) -> list[T]:
+        """Runs the tasks side by side, at most `limit` at a time; returns when all have ended.
+
+        Raises what the first of them raised, after all have ended.
+        """
+        if len(tasks) < 2 or limit < 2:
+            return [task() for task in tasks]
+        with ThreadPoolExecutor(max_workers=min(limit, len(tasks))) as pool:
+            futures = [pool.submit(task) for task in tasks]
+        return [future.result() for future in futures]
+
+    @cached_property
+    def sqs(self) -> SQSClient:
+        client: SQSClient = self._client("sqs")
+        return client
+
+    @cached_property
+    def dynamodb(self) -> DynamoDBClient:
+        client: DynamoDBClient = self._client("dynamodb")
+        return client
+
+    @cached_property
+    def s3(self) -> S3Client:
+        client: S3Client = self._client("s3")
+        return client
+
+    @cached_property
+    def secretsmanager(self) -> SecretsManagerClient:
+        client: SecretsManagerClient = self._client("secretsmanager")
+        return client
+
+    @cached_property
+    def http(self) -> httpx.Client:
+        """One client for all: connections are kept. It repeats nothing by itself, since a request
+        that failed may have been served. The time-outs are each caller's."""
+        import httpx
+
+        return httpx.Client(
+            timeout=httpx.Timeout(10.0, connect=3.0),
+            limits=httpx.Limits(max_connections=4 * THREADS, max_keepalive_connections=THREADS),
+            follow_redirects=False,
+            # No proxy or netrc of the environment: secrets go where the settings say.
+            trust_env=False,
+        )
+
+    def _client(self, service: str) -> Any:
+        import boto3
+        from botocore.config import Config
+
+        # Repeating is safe: every write of ours is conditional or recognises itself.
+        config = Config(
+            connect_timeout=0.4 if self._hurry else 1.0,
+            read_timeout=0.7 if self._hurry else 4.0,
+            retries={"mode": "standard", "total_max_attempts": 2 if self._hurry else 3},
+            max_pool_connections=2 * THREADS,
+            s3={"addressing_style": "path"},
+        )
+        return boto3.client(service, config=config)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether a store or a service failed in a way that the message has no part in.
+
+    No connection, time-outs, throttling, 5xx, and refusals that a mended deployment would lift
+    (permissions, a missing table). Not: a request that the service calls invalid.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
+
+    if isinstance(error, ClientError):
+        return error.response.get("Error", {}).get("Code", "") not in _INVALID
+    if isinstance(error, NotReady):
+        return True
+    return isinstance(error, BotoCoreError) and not isinstance(error, ParamValidationError)
+
+
+# Codes that speak of the request and not of the service.
+_INVALID = frozenset(
+    {
+        "ValidationException",
+        "ConditionalCheckFailedException",
+        "SerializationException",
+        "InvalidMessageContents",
+        "InvalidParameterValue",
+        "AWS.SimpleQueueService.BatchRequestTooLong",
+        "EntityTooLarge",
+    }
+)

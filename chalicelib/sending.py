@@ -1,0 +1,305 @@
+"""The sending function: each message is answered, once, in the order of its conversation.
+
+For one message, and what a death after each step leaves behind:
+
+    open the ledger     nothing was decided; the next try goes on from here
+    apply consent       written by its own time; writing it again changes nothing
+    ask for the words   nothing was promised; asking again is harmless (idempotency key)
+    store the words     the next try sends these and asks nobody
+    read consent
+    claim the part      `sending` until the lease ends, then `unknown`: never sent again blindly
+    send                likewise
+    write the outcome   done; the next try finds it done
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from chalicelib import text
+from chalicelib.batches import Batch, Defer, GiveUp, LambdaContext, Record
+from chalicelib.config import Settings, load
+from chalicelib.consent import ConsentList, keyword
+from chalicelib.ledger import Busy, Ledger, PartEntry, Reply
+from chalicelib.messages import ConsentEvent, InboundMessage, MessageId, OutgoingMessage, Part
+from chalicelib.observing import count, log
+from chalicelib.providers import provider_named
+from chalicelib.providers.base import (
+    OutcomeUnknown,
+    Provider,
+    Rejected,
+    Sent,
+    Throttled,
+    Unavailable,
+)
+from chalicelib.queues import DEAD_LETTERS, OUTBOUND, Envelope, Queues
+from chalicelib.replies import Answer, Refused, Replies, words
+from chalicelib.runtime import Runtime, is_transient
+from chalicelib.table import Table
+from chalicelib.vault import Vault
+from chalicelib.yours.replies import reply as own_reply
+
+# Seconds that one message may need after its words are there: consent, claim, send, outcome.
+SENDING = 25.0
+# Seconds that one write may take, its repetitions included.
+WRITING = 12.0
+# A claim is taken for dead this long after the end of the invocation that made it.
+LEASE_MARGIN = 5.0
+# A confirmation of an opt-out comes at once or not at all.
+CONFIRMATION_MAX_AGE = 300.0
+
+
+class Sender:
+    """Handles the batches of the outbound queue."""
+
+    def __init__(self, runtime: Runtime, settings: Settings) -> None:
+        self._runtime = runtime
+        self._settings = settings
+        self._vault = Vault(runtime, settings.stage)
+        self._queues = Queues(runtime, settings.stage)
+        self._queues.url(OUTBOUND)
+        self._queues.url(DEAD_LETTERS[OUTBOUND])
+        self._table = Table(runtime, settings.stage)
+        self._ledger = Ledger(self._table, runtime, keep_days=settings.message_days)
+        self._consent = ConsentList(self._table, self._vault.keys(), settings.brand)
+        self._replies = Replies(
+            runtime,
+            url=settings.reply_api_url,
+            timeout=settings.reply_timeout,
+            own=own_reply,
+        )
+
+    def handle(self, event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any] | None:
+        """Lambda's SQS event in, the report of what is not done out."""
+        batch = Batch(
+            self._runtime,
+            self._queues,
+            self._table,
+            OUTBOUND,
+            event,
+            context,
+            reporting=self._settings.report_batch_item_failures,
+        )
+        lease_until = batch.deadline + LEASE_MARGIN
+        batch.each(
+            lambda envelope, record: self._answer(envelope, record, lease_until),
+            needs=self._settings.reply_timeout + SENDING,
+            ordered=True,
+        )
+        return batch.finish()
+
+    def _answer(self, envelope: Envelope, record: Record, lease_until: float) -> None:
+        try:
+            self._answer_once(envelope, lease_until)
+        except Busy:
+            raise Defer("held_by_another") from None
+
+    def _answer_once(self, envelope: Envelope, lease_until: float) -> None:
+        id_ = MessageId.parse(envelope.id)
+        if envelope.kind not in ("inbound", "outgoing") or id_ is None:
+            raise GiveUp("unexpected_kind")
+        if not self._ledger.alive(envelope.received_at):
+            # Its ledger item may be gone, and with it the proof that it was answered.
+            count("NotAnswered", reason="older_than_ledger")
+            log("ERROR", "older_than_ledger", id=envelope.id)
+            return
+        message = _readable(envelope)
+        reply = self._ledger.open(
+            id_,
+            kind=envelope.kind,
+            provider=message.provider,
+            ours=message.ours,
+            theirs=message.theirs,
+            callback_url=envelope.callback_url,
+            received_at=envelope.received_at,
+        )
+        provider = provider_named(reply.provider, self._settings.api_url(reply.provider))
+        if not reply.outcome and reply.parts is None:
+            reply = self._decide(message, provider, reply)
+        for part in reply.parts or ():
+            if reply.outcome or not self._send(reply, part, provider, lease_until):
+                return
+
+    # -- what to say --------------------------------------------------------------------------
+
+    def _decide(
+        self, message: InboundMessage | OutgoingMessage, provider: Provider, reply: Reply
+    ) -> Reply:
+        """The reply with its words stored, or closed without any."""
+        if isinstance(message, OutgoingMessage):
+            answer = Answer.model_validate({"text": message.text, "media": message.media})
+            return self._store(reply, answer, provider)
+        event = self._consent_event(message)
+        if event is not None:
+            self._apply(event, message, reply)
+            if provider.answers_stop:
+                return self._close(reply, f"no_reply: {event}")
+            if event == "stop":
+                return self._confirm(reply, provider)
+            if event == "help" and self._settings.help_text:
+                return self._store(reply, Answer(text=self._settings.help_text), provider)
+        if self._too_old(reply):
+            return self._close(reply, "expired")
+        try:
+            answer = self._replies.ask(str(reply.id), message)
+        except Refused as refused:
+            return self._close(reply, f"refused_by_reply_api: {refused.code}")
+        return self._store(reply, answer, provider)
+
+    def _consent_event(self, message: InboundMessage) -> ConsentEvent | None:
+        event = message.consent_hint or keyword(message.text)
+        if event is None and keyword(message.text, opted_out=True) is not None:
+            event = keyword(message.text, opted_out=self._consent.opted_out(message.sender))
+        return event
+
+    def _apply(self, event: ConsentEvent, message: InboundMessage, reply: Reply) -> None:
+        effective = self._consent.record(
+            message.sender,
+            event,
+            # The first receipt's time, not that of a duplicate which came hours later.
+            message.sent_at or reply.received_at,
+            words=message.text,
+            source=message.provider,
+            id_=str(reply.id),
+        )
+        count("ConsentEvents", reason=event)
+        log("INFO", f"consent_{event}", id=str(reply.id), reason="effective" if effective else "")
+
+    def _confirm(self, reply: Reply, provider: Provider) -> Reply:
+        if self._runtime.now() - reply.received_at > CONFIRMATION_MAX_AGE:
+            return self._close(reply, "no_reply: stop")
+        answer = Answer(text=self._settings.stop_text)
+        return self._store(reply, answer, provider, confirmation=True)
+
+    def _store(
+        self, reply: Reply, answer: Answer, provider: Provider, *, confirmation: bool = False
+    ) -> Reply:
+        try:
+            parts = words(answer, provider, self._settings.max_parts)
+        except text.TooLong:
+            return self._close(reply, "failed: too_long")
+        if not parts:
+            return self._close(reply, "no_reply")
+        return self._ledger.store_words(reply, parts, confirmation=confirmation)
+
+    # -- saying it ----------------------------------------------------------------------------
+
+    def _send(self, reply: Reply, part: PartEntry, provider: Provider, lease_until: float) -> bool:
+        """Sends one part if it is to be sent; whether the next one may follow."""
+        if part.state == "sent":
+            return True
+        if part.state == "sending":
+            self._wait_or_give_up(reply, part)
+        if part.state != "waiting":
+            return False
+        if self._too_old(reply):
+            self._close(reply, "expired")
+            return False
+        secrets = self._vault.secrets(provider.name)
+        if not reply.confirmation and self._consent.opted_out(reply.theirs):
+            self._close(reply, "refused: opted_out")
+            return False
+        claimed = self._ledger.claim(
+            reply, part, owner=self._runtime.new_id(), lease_until=lease_until
+        )
+        return self._hand_over(reply, claimed, provider, secrets)
+
+    def _hand_over(
+        self, reply: Reply, part: PartEntry, provider: Provider, secrets: Mapping[str, Any]
+    ) -> bool:
+        """Calls the provider, once, and writes down what came of it."""
+        reference = reply.id.part(part.number)
+        try:
+            sent = provider.send(
+                Part(
+                    reference=reference,
+                    sender=reply.ours,
+                    recipient=reply.theirs,
+                    text=part.text,
+                    callback_url=f"{reply.callback_url}?reference={reference}",
+                    media=part.media,
+                    started_at=part.started_at,
+                ),
+                secrets,
+                self._runtime.http,
+            )
+        except (Throttled, Unavailable) as error:
+            self._ledger.put_back(reply, part)
+            if error.reason == "credentials":
+                self._vault.refreshed(provider.name)
+            count("SendsDeferred", provider=provider.name, reason=error.reason)
+            after = error.retry_after if isinstance(error, Throttled) else None
+            raise Defer(f"provider: {error.reason}", after) from error
+        except Rejected as error:
+            self._ledger.failed(reply, part, reason=error.reason, code=error.code)
+            count("SendsRejected", provider=provider.name, reason=error.reason)
+            log("WARNING", "rejected", id=reference, reason=error.reason, code=error.code)
+            return False
+        except OutcomeUnknown as error:
+            self._unknown(reply, part, error.reason)
+            return False
+        except Exception as error:
+            # A bug of ours, somewhere around a call that may have been made.
+            log("ERROR", "unexpected_error", id=reference, error=error)
+            self._unknown(reply, part, "unexpected_error")
+            return False
+        self._record_sent(reply, part, sent)
+        count("Sent", provider=provider.name)
+        log("INFO", "sent", id=reference, provider=provider.name)
+        return True
+
+    def _record_sent(self, reply: Reply, part: PartEntry, sent: Sent) -> None:
+        """Only this write says that it is sent, so it is tried for as long as the claim lives.
+        Where it fails the part becomes unknown, unless a receipt comes first."""
+        for attempt in itertools.count():
+            try:
+                self._ledger.sent(reply, part, sent.id)
+            except Exception as error:
+                wait = 0.2 * 2**attempt
+                left = (part.lease_until or 0) - LEASE_MARGIN - self._runtime.now()
+                if not is_transient(error) or wait + WRITING > left:
+                    raise
+                self._runtime.sleep(wait)
+            else:
+                return
+
+    def _wait_or_give_up(self, reply: Reply, part: PartEntry) -> None:
+        """For a part that somebody claimed: later while the claim lives, unknown after it."""
+        left = (part.lease_until or 0) - self._runtime.now()
+        if left > 0:
+            raise Defer("claimed", after=left + 1)
+        self._unknown(reply, part, "lease_ended")
+
+    def _unknown(self, reply: Reply, part: PartEntry, reason: str) -> None:
+        self._ledger.unknown(reply, part, reason=reason)
+        count("UnknownSends", provider=reply.provider, reason=reason)
+        log("ERROR", "outcome_unknown", id=reply.id.part(part.number), reason=reason)
+
+    def _close(self, reply: Reply, outcome: str) -> Reply:
+        closed = self._ledger.close(reply, outcome)
+        word, _, reason = closed.outcome.partition(": ")
+        count("Closed", provider=reply.provider, reason=word)
+        log("INFO", "closed", id=str(reply.id), reason=word, code=reason)
+        return closed
+
+    def _too_old(self, reply: Reply) -> bool:
+        limits = {
+            "inbound": self._settings.reply_max_age,
+            "outgoing": self._settings.message_max_age,
+        }
+        return self._runtime.now() - reply.received_at > limits[reply.kind]
+
+
+def _readable(envelope: Envelope) -> InboundMessage | OutgoingMessage:
+    """The message of an envelope, its text as everybody reads it."""
+    message = envelope.inbound() if envelope.kind == "inbound" else envelope.outgoing()
+    return replace(message, text=text.normalise(message.text))
+
+
+def start() -> Sender:
+    """Everything that can be made before the first batch: clients, queue URLs, secrets."""
+    return Sender(Runtime(), load(os.environ))
