@@ -145,6 +145,8 @@ class ConsentList:
                 values={**values, ":event_read": there["event"], ":at_read": there["at"]},
             )
         except Conflict as conflict:
+            if conflict.item is None:
+                raise  # gone since: it was erased
             return conflict.item
         return None
 

@@ -206,4 +206,7 @@ def _key(envelope: Envelope) -> Key:
 
 def start() -> Processing:
     """Everything that can be made before the first batch: clients, queue URLs, secrets."""
-    return Processing(Runtime(), load(os.environ))
+    settings = load(os.environ)
+    runtime = Runtime()
+    runtime.warm("sqs", "dynamodb", "s3", "http")
+    return Processing(runtime, settings)

@@ -7,6 +7,7 @@ that asking twice is harmless; where not, `reply` in chalicelib/yours/replies.py
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, ValidationError
@@ -17,6 +18,7 @@ from chalicelib.messages import InboundMessage
 from chalicelib.providers.base import Provider, retry_after
 from chalicelib.runtime import Runtime
 
+LONGEST_TEXT = 20_000  # characters of one answer, before it is split
 Words = list[tuple[str, tuple[str, ...]]]
 
 
@@ -25,8 +27,10 @@ class Answer(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    text: str | None = None
-    texts: list[str] = Field(default_factory=list, max_length=9)
+    text: str | None = Field(default=None, max_length=LONGEST_TEXT)
+    texts: list[Annotated[str, Field(max_length=LONGEST_TEXT)]] = Field(
+        default_factory=list, max_length=9
+    )
     media: list[HttpUrl] = Field(default_factory=list, max_length=10)
 
 

@@ -64,6 +64,11 @@ class Runtime:
             futures = [pool.submit(task) for task in tasks]
         return [future.result() for future in futures]
 
+    def warm(self, *clients: str) -> None:
+        """Makes these clients now: at INIT there is more processor than later."""
+        for client in clients:
+            getattr(self, client)
+
     @cached_property
     def sqs(self) -> SQSClient:
         client: SQSClient = self._client("sqs")

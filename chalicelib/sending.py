@@ -38,7 +38,7 @@ from chalicelib.providers.base import (
 )
 from chalicelib.queues import DEAD_LETTERS, OUTBOUND, Envelope, Queues
 from chalicelib.replies import Answer, Refused, Replies, words
-from chalicelib.runtime import Runtime, is_transient
+from chalicelib.runtime import NotReady, Runtime, is_transient
 from chalicelib.table import Table
 from chalicelib.vault import Vault
 from chalicelib.yours.replies import reply as own_reply
@@ -66,6 +66,9 @@ class Sender:
         self._table = Table(runtime, settings.stage)
         self._ledger = Ledger(self._table, runtime, keep_days=settings.message_days)
         self._consent = ConsentList(self._table, self._vault.keys(), settings.brand)
+        self._providers = {
+            name: provider_named(name, settings.api_url(name)) for name in settings.providers
+        }
         self._replies = Replies(
             runtime,
             url=settings.reply_api_url,
@@ -117,12 +120,17 @@ class Sender:
             callback_url=envelope.callback_url,
             received_at=envelope.received_at,
         )
-        provider = provider_named(reply.provider, self._settings.api_url(reply.provider))
+        provider = self._provider(reply.provider)
         if not reply.outcome and reply.parts is None:
             reply = self._decide(message, provider, reply)
         for part in reply.parts or ():
             if reply.outcome or not self._send(reply, part, provider, lease_until):
                 return
+
+    def _provider(self, name: str) -> Provider:
+        if name not in self._providers:
+            raise NotReady("PROVIDERS: lacks a provider that messages are waiting for")
+        return self._providers[name]
 
     # -- what to say --------------------------------------------------------------------------
 
@@ -302,4 +310,7 @@ def _readable(envelope: Envelope) -> InboundMessage | OutgoingMessage:
 
 def start() -> Sender:
     """Everything that can be made before the first batch: clients, queue URLs, secrets."""
-    return Sender(Runtime(), load(os.environ))
+    settings = load(os.environ)
+    runtime = Runtime()
+    runtime.warm("sqs", "dynamodb", "http")
+    return Sender(runtime, settings)

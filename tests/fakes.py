@@ -61,7 +61,7 @@ class FakeRuntime(Runtime):
         return [task() for task in tasks]
 
     def _client(self, service: str) -> Any:
-        return boto3.client(service, region_name="us-east-1")  # type: ignore[call-overload]
+        return boto3.client(service, region_name="us-east-1")
 
     def _respond(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(request)
@@ -71,7 +71,7 @@ class FakeRuntime(Runtime):
 class FakeSecrets:
     """Secrets Manager: what `spillway/{stage}/{name}` holds. Counts how often each was read."""
 
-    class exceptions:  # noqa: N801 -- boto3's own name
+    class exceptions:
         class ResourceNotFoundException(Exception):
             pass
 
@@ -80,7 +80,7 @@ class FakeSecrets:
         self.reads: dict[str, int] = defaultdict(int)
         self.fails: Exception | None = None
 
-    def get_secret_value(self, *, SecretId: str) -> dict[str, str]:  # noqa: N803
+    def get_secret_value(self, *, SecretId: str) -> dict[str, str]:
         name = SecretId.rpartition("/")[2]
         self.reads[name] += 1
         if self.fails:
@@ -104,10 +104,10 @@ class FakeSqs:
         self.refuses: dict[str, Exception] = {}
         self._deduplicated: set[tuple[str, str, str]] = set()
 
-    def get_queue_url(self, *, QueueName: str) -> dict[str, str]:  # noqa: N803
+    def get_queue_url(self, *, QueueName: str) -> dict[str, str]:
         return {"QueueUrl": self.URL + QueueName}
 
-    def send_message(self, *, QueueUrl: str, **message: Any) -> dict[str, Any]:  # noqa: N803
+    def send_message(self, *, QueueUrl: str, **message: Any) -> dict[str, Any]:
         queue = QueueUrl.rpartition("/")[2].partition("-")[2].partition("-")[2]
         if queue in self.refuses:
             raise self.refuses[queue]
@@ -123,8 +123,8 @@ class FakeSqs:
     def send_message_batch(
         self,
         *,
-        QueueUrl: str,  # noqa: N803
-        Entries: list[dict[str, Any]],  # noqa: N803
+        QueueUrl: str,
+        Entries: list[dict[str, Any]],
     ) -> dict[str, Any]:
         assert len(Entries) <= 10
         for entry in Entries:
@@ -134,8 +134,8 @@ class FakeSqs:
     def change_message_visibility_batch(
         self,
         *,
-        QueueUrl: str,  # noqa: N803
-        Entries: list[dict[str, Any]],  # noqa: N803
+        QueueUrl: str,
+        Entries: list[dict[str, Any]],
     ) -> dict[str, Any]:
         assert len(Entries) <= 10
         self.hidden |= {entry["ReceiptHandle"]: entry["VisibilityTimeout"] for entry in Entries}
@@ -144,8 +144,8 @@ class FakeSqs:
     def delete_message_batch(
         self,
         *,
-        QueueUrl: str,  # noqa: N803
-        Entries: list[dict[str, Any]],  # noqa: N803
+        QueueUrl: str,
+        Entries: list[dict[str, Any]],
     ) -> dict[str, Any]:
         assert len(Entries) <= 10
         self.deleted += [entry["ReceiptHandle"] for entry in Entries]

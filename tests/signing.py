@@ -1,17 +1,27 @@
-"""Signed webhooks as API Gateway's events, for unit tests. Signed by the standard library alone."""
+"""Signed webhooks as API Gateway's events, for unit tests. Signed without the code under test."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import hmac
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
-from tests.fakes import OURS, SECRETS, THEIRS
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tests.fakes import NOW, OURS, SECRETS, THEIRS
 
 HOST = "sms.example.com"
+
+
+class TelnyxKey:
+    """A key pair of the tests."""
+
+    private = Ed25519PrivateKey.from_private_bytes(b"s" * 32)
+    public = base64.b64encode(private.public_key().public_bytes_raw()).decode()
 
 
 def twilio_event(
@@ -20,13 +30,19 @@ def twilio_event(
     reference: str = "",
     token: str = SECRETS["twilio"]["auth_tokens"][0],
     door: str = "/signed",
+    url: str = "",
 ) -> dict[str, Any]:
-    """A webhook of Twilio's: an inbound text, or a receipt where the fields say so."""
+    """A webhook of Twilio's: an inbound text, or a receipt where the fields say so.
+
+    `url` is the address that it signs, where that is not our usual one.
+    """
     form = {"AccountSid": "AC" + "0" * 32, **fields}
-    if "MessageStatus" not in form:
+    if "Body" in form and "MessageStatus" not in form:
         form = {"From": THEIRS, "To": OURS, "NumMedia": "0", "NumSegments": "1", **form}
+    elif "MessageStatus" in form:
+        form.pop("Body", None)
     path = f"/webhooks/twilio{door}"
-    url = f"https://{HOST}{path}" + (f"?reference={reference}" if reference else "")
+    url = url or f"https://{HOST}{path}" + (f"?reference={reference}" if reference else "")
     signed = url + "".join(f"{name}{value}" for name, value in sorted(form.items()))
     digest = hmac.new(token.encode(), signed.encode(), hashlib.sha1).digest()
     return api_event(
@@ -43,10 +59,45 @@ def twilio_event(
     )
 
 
+def telnyx_event(
+    *, text: str = "hello", to: Sequence[str] = (OURS,), body: bytes = b"", at: float = NOW
+) -> dict[str, Any]:
+    """A webhook of Telnyx's: an inbound text, or whatever `body` holds."""
+    payload = {
+        "id": "84cca175-0000-0000-0000-000000000001",
+        "direction": "inbound",
+        "from": {"phone_number": THEIRS},
+        "to": [{"phone_number": number} for number in to],
+        "text": text,
+        "type": "SMS",
+        "parts": 1,
+        "media": [],
+        "messaging_profile_id": "740572b6-0000-0000-0000-000000000001",
+        "organization_id": "47a530f8-0000-0000-0000-000000000001",
+        "record_type": "message",
+        "received_at": "2026-09-21T14:13:20.000+00:00",
+    }
+    event = {"id": "e1", "event_type": "message.received", "payload": payload}
+    body = body or json.dumps({"data": event, "meta": {"attempt": 1}}).encode()
+    signature = TelnyxKey.private.sign(f"{int(at)}|".encode() + body)
+    return api_event(
+        "POST",
+        "/webhooks/telnyx/signed",
+        body,
+        {
+            "Content-Type": "application/json",
+            "telnyx-signature-ed25519": base64.b64encode(signature).decode(),
+            "telnyx-timestamp": str(int(at)),
+        },
+        resource="/webhooks/{provider}/signed",
+        parameters={"provider": "telnyx"},
+    )
+
+
 def api_event(
     method: str,
     path: str,
-    body: str | None,
+    body: str | bytes | None,
     headers: Mapping[str, str],
     *,
     resource: str = "",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 from typing import Any
-from urllib.parse import urlencode
 
 import boto3
 import httpx
@@ -13,7 +12,7 @@ import httpx
 from chalicelib.processing import Processing
 from chalicelib.receiving import Receiver
 from chalicelib.sending import Sender
-from tests.fakes import OURS, SECRETS, THEIRS, Context, FakeRuntime, delivered, settings
+from tests.fakes import OURS, THEIRS, Context, FakeRuntime, delivered, settings
 from tests.signing import twilio_event
 
 

@@ -1,0 +1,414 @@
+"""What `chalice package` makes of the project: the zip that Lambda gets and the SAM template.
+
+Chalice downloads the wheels for Lambda with pip, so these tests need a package index (or pip's own
+cache): without one, Chalice ends with the requirement that it could not satisfy, and they fail with
+its words. Where the index has no wheel for the architecture, Chalice only warns and packs the rest,
+which is why the zip's distributions are compared with requirements.txt.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import pytest
+
+from chalicelib.config import SettingError, Settings, load
+
+PROJECT = Path(__file__).parent.parent
+LIMIT = 15_000_000
+
+# https://refspecs.linuxfoundation.org/elf/gabi4+/ch4.eheader.html: e_machine
+ELF_MACHINE = {"x86_64": 62, "arm64": 183}
+
+# Each architecture packages another stage, so that two runs show both.
+STAGE = {"x86_64": "dev", "arm64": "prod"}
+
+
+@dataclass(frozen=True)
+class Package:
+    """What one run of `chalice package` left. `warnings` is what it printed."""
+
+    architecture: str
+    stage: str
+    zip: Path
+    template_file: Path
+    printed: str
+
+    @property
+    def template(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.template_file.read_text())
+        return found
+
+    @property
+    def names(self) -> list[str]:
+        with ZipFile(self.zip) as archive:
+            return archive.namelist()
+
+    def function(self, name: str) -> dict[str, Any]:
+        """The properties of one function. The API's is `APIHandler`, the others `Name`."""
+        properties: dict[str, Any] = self.template["Resources"][name]["Properties"]
+        return properties
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Package]:
+    """The project, packaged for both architectures at the same time."""
+    running = {}
+    for architecture, stage in STAGE.items():
+        project = tmp_path_factory.mktemp(architecture) / "project"
+        # All of it: what must not be in the zip has to be there to get into it.
+        shutil.copytree(PROJECT, project, ignore=shutil.ignore_patterns(*NOT_SOURCE))
+        config = project / ".chalice" / "config.json"
+        settings = json.loads(config.read_text())
+        settings["stages"][stage]["lambda_architecture"] = architecture
+        config.write_text(json.dumps(settings))
+        running[architecture] = (
+            project,
+            subprocess.Popen(
+                [Path(sys.executable).with_name("chalice"), "package", "--stage", stage, "out"],
+                cwd=project,
+                env=environment(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            ),
+        )
+    made = {}
+    for architecture, (project, process) in running.items():
+        printed, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, printed
+        out = project / "out"
+        made[architecture] = Package(
+            architecture,
+            STAGE[architecture],
+            out / "deployment.zip",
+            out / "sam.json",
+            printed,
+        )
+    return made
+
+
+# Bytecode too: Chalice packs whatever it finds in chalicelib/.
+NOT_SOURCE = (
+    ".venv",
+    ".git",
+    ".spillway",
+    "__pycache__",
+    "*.egg-info",
+    ".*_cache",
+    ".hypothesis",
+    "build",
+    "deployments",
+    "deployed",
+)
+
+
+def environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    return {
+        **kept,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
+@pytest.fixture(params=STAGE)
+def package(packages: dict[str, Package], request: pytest.FixtureRequest) -> Package:
+    return packages[request.param]
+
+
+# --- the zip -----------------------------------------------------------------------------------
+
+
+def test_the_zip_is_small(package: Package) -> None:
+    assert package.zip.stat().st_size < LIMIT
+
+
+def test_the_zip_holds_our_code_and_nothing_of_the_tools(package: Package) -> None:
+    ours = {
+        str(path.relative_to(PROJECT))
+        for path in (PROJECT / "chalicelib").rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
+    packed = {name for name in package.names if name.startswith("chalicelib/")}
+    assert packed == ours
+    assert {name for name in package.names if name.startswith("chalice/")} == {
+        "chalice/__init__.py",
+        "chalice/app.py",
+    }
+    assert "app.py" in package.names
+    tops = {name.split("/")[0] for name in package.names}
+    forbidden = {
+        "boto3",
+        "botocore",
+        "s3transfer",
+        "spillway",
+        "tests",
+        "infra",
+        "bench",
+        "docs",
+        ".chalice",
+        "vendor",
+        "pyproject.toml",
+    }
+    assert not tops & forbidden
+
+
+def test_the_zip_holds_exactly_the_pinned_distributions(package: Package) -> None:
+    pinned = set()
+    for line in (PROJECT / "requirements.txt").read_text().splitlines():
+        requirement = line.partition("#")[0].strip()
+        if requirement:
+            name, _, version = requirement.partition("==")
+            pinned.add((normal(name), version))
+    found = set()
+    for name in package.names:
+        match = re.fullmatch(r"([^/]+)-([^/-]+)\.dist-info/METADATA", name)
+        if match:
+            found.add((normal(match.group(1)), match.group(2)))
+    assert found == pinned
+
+
+def normal(name: str) -> str:
+    # https://packaging.python.org/en/latest/specifications/name-normalization/
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_every_extension_module_is_for_the_architecture(package: Package) -> None:
+    machines = {}
+    with ZipFile(package.zip) as archive:
+        for name in package.names:
+            if ".so" in Path(name).suffixes:
+                header = archive.open(name).read(20)
+                assert header[:4] == b"\x7fELF"
+                machines[name] = struct.unpack_from("<H", header, 18)[0]
+    assert set(machines.values()) == {ELF_MACHINE[package.architecture]}
+    assert {name.split("/")[0].split(".")[0] for name in machines} >= {
+        "cryptography",
+        "pydantic_core",
+        "_cffi_backend",
+    }
+
+
+# --- the template --------------------------------------------------------------------------------
+
+FUNCTIONS = {
+    "APIHandler": "api_handler",
+    "Authorize": "authorize",
+    "Process": "process",
+    "Send": "send",
+}
+
+
+@pytest.mark.parametrize(
+    ("resource", "memory", "time_out", "role"),
+    [
+        ("Authorize", 256, 5, "authorizer"),
+        ("APIHandler", 512, 10, "receiver"),
+        ("Process", 1024, 60, "processing"),
+        ("Send", 512, 60, "sender"),
+    ],
+)
+def test_functions(package: Package, resource: str, memory: int, time_out: int, role: str) -> None:
+    function = package.function(resource)
+    variables = function["Environment"]["Variables"]
+    assert function["MemorySize"] == memory
+    assert function["Timeout"] == time_out
+    assert function["Architectures"] == [package.architecture]
+    assert variables["SPILLWAY_FUNCTION"] == role
+    assert variables["SPILLWAY_STAGE"] == package.stage
+
+
+EVERYWHERE = {"SPILLWAY_FUNCTION", "SPILLWAY_STAGE", "LOG_LEVEL"}
+
+
+@pytest.mark.parametrize(
+    ("resource", "names"),
+    [
+        ("Authorize", {"CREDENTIAL_HASHES"}),
+        ("APIHandler", {"PROVIDERS", "PUBLIC_URL", "NUMBERS"}),
+        (
+            "Process",
+            {"PROVIDERS", "BRAND", "LOOKUP_URLS", "MESSAGE_DAYS", "REPORT_BATCH_ITEM_FAILURES"},
+        ),
+        (
+            "Send",
+            {
+                "PROVIDERS",
+                "NUMBERS",
+                "BRAND",
+                "REPLY_API_URL",
+                "REPLY_TIMEOUT",
+                "REPLY_MAX_AGE",
+                "MESSAGE_MAX_AGE",
+                "MAX_PARTS",
+                "STOP_TEXT",
+                "HELP_TEXT",
+                "MESSAGE_DAYS",
+                "REPORT_BATCH_ITEM_FAILURES",
+            },
+        ),
+    ],
+)
+def test_a_function_gets_the_settings_that_it_needs_and_no_other(
+    package: Package, resource: str, names: set[str]
+) -> None:
+    assert set(package.function(resource)["Environment"]["Variables"]) == names | EVERYWHERE
+
+
+FILLED = {
+    "NUMBERS": "+14155550123=twilio,+14155550199=telnyx",
+    "CREDENTIAL_HASHES": json.dumps({"twilio": ["0" * 64], "api": ["f" * 64]}),
+}
+
+
+@pytest.mark.parametrize("resource", FUNCTIONS)
+def test_a_function_starts_once_the_marked_settings_are_filled_in(
+    package: Package, resource: str
+) -> None:
+    variables = package.function(resource)["Environment"]["Variables"]
+    marked = {name for name, value in variables.items() if value.startswith("FILL IN")}
+    assert marked == set(variables) & set(FILLED)
+    assert isinstance(load({**variables, **{name: FILLED[name] for name in marked}}), Settings)
+    if marked:
+        with pytest.raises(SettingError) as refused:
+            load(variables)
+        assert set(re.findall(r"^([A-Z_]+): ", str(refused.value), re.MULTILINE)) == marked
+
+
+def test_both_pipelines_work_with_the_same_brand_and_life_of_messages(package: Package) -> None:
+    process, send = (
+        package.function(resource)["Environment"]["Variables"] for resource in ("Process", "Send")
+    )
+    shared = {"BRAND", "PROVIDERS", "MESSAGE_DAYS", "REPORT_BATCH_ITEM_FAILURES"}
+    assert {name: process[name] for name in shared} == {name: send[name] for name in shared}
+
+
+def test_failures_are_not_reported_where_the_mapping_does_not_ask_for_them(
+    package: Package,
+) -> None:
+    # A list that is returned without FunctionResponseTypes is ignored, and the batch deleted.
+    for resource in ("Process", "Send"):
+        (mapping,) = package.function(resource)["Events"].values()
+        asked = "ReportBatchItemFailures" in mapping["Properties"].get("FunctionResponseTypes", [])
+        variables = package.function(resource)["Environment"]["Variables"]
+        assert variables["REPORT_BATCH_ITEM_FAILURES"] == ("true" if asked else "false")
+
+
+@pytest.mark.parametrize(
+    ("resource", "queue", "batch", "window"),
+    [("Process", "processing", 100, 1), ("Send", "outbound.fifo", 10, 0)],
+)
+def test_mappings(package: Package, resource: str, queue: str, batch: int, window: int) -> None:
+    (mapping,) = package.function(resource)["Events"].values()
+    arn = (
+        "arn:${AWS::Partition}:sqs:${AWS::Region}:${AWS::AccountId}"
+        f":spillway-{package.stage}-{queue}"
+    )
+    assert mapping["Type"] == "SQS"
+    assert mapping["Properties"]["Queue"] == {"Fn::Sub": arn}
+    assert mapping["Properties"]["BatchSize"] == batch
+    assert mapping["Properties"]["MaximumBatchingWindowInSeconds"] == window
+
+
+@pytest.mark.parametrize("resource", FUNCTIONS)
+def test_a_function_has_a_role_of_its_own_with_its_policy_file(
+    package: Package, resource: str
+) -> None:
+    role = package.function(resource)["Role"]["Fn::GetAtt"][0]
+    (policy,) = package.template["Resources"][role]["Properties"]["Policies"]
+    config = json.loads((PROJECT / ".chalice" / "config.json").read_text())
+    settings = config["stages"][package.stage]["lambda_functions"][FUNCTIONS[resource]]
+    file = PROJECT / ".chalice" / settings["iam_policy_file"]
+    assert policy["PolicyDocument"] == json.loads(file.read_text())
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "guarded"),
+    [
+        ("post", "/webhooks/{provider}", True),
+        ("post", "/webhooks/{provider}/signed", False),
+        ("post", "/messages", True),
+        ("get", "/messages/{id}", True),
+        ("get", "/health", False),
+    ],
+)
+def test_the_authorizer_is_on_the_right_routes(
+    package: Package, method: str, path: str, guarded: bool
+) -> None:
+    operation = routes(package)[method, path]
+    assert operation.get("security") == ([{"authorize": []}] if guarded else None)
+
+
+def test_no_route_is_without_a_decision_about_its_authorizer(package: Package) -> None:
+    assert set(routes(package)) == {
+        ("post", "/webhooks/{provider}"),
+        ("post", "/webhooks/{provider}/signed"),
+        ("post", "/messages"),
+        ("get", "/messages/{id}"),
+        ("get", "/health"),
+    }
+
+
+def test_the_authorizer_is_asked_for_the_authorization_header_and_cached(package: Package) -> None:
+    (scheme,) = api(package)["securityDefinitions"].values()
+    authorizer = scheme["x-amazon-apigateway-authorizer"]
+    assert (scheme["in"], scheme["name"]) == ("header", "Authorization")
+    assert authorizer["type"] == "token"
+    assert authorizer["authorizerResultTtlInSeconds"] == 300
+    assert "${Authorize.Arn}" in authorizer["authorizerUri"]["Fn::Sub"]
+
+
+def api(package: Package) -> dict[str, Any]:
+    body: dict[str, Any] = package.template["Resources"]["RestAPI"]["Properties"]["DefinitionBody"]
+    return body
+
+
+def routes(package: Package) -> dict[tuple[str, str], dict[str, Any]]:
+    return {
+        (method, path): operation
+        for path, operations in api(package)["paths"].items()
+        for method, operation in operations.items()
+    }
+
+
+def test_no_intrinsic_function_shares_its_object(package: Package) -> None:
+    shared = [
+        mapping
+        for mapping in mappings_in(package.template)
+        if len(mapping) > 1 and any(key == "Ref" or key.startswith("Fn::") for key in mapping)
+    ]
+    assert shared == []
+
+
+def mappings_in(value: object) -> Iterator[Mapping[str, object]]:
+    if isinstance(value, dict):
+        yield value
+        for inner in value.values():
+            yield from mappings_in(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from mappings_in(inner)
+
+
+def test_the_template_is_lint_clean(package: Package) -> None:
+    lint = subprocess.run(
+        [Path(sys.executable).with_name("cfn-lint"), package.template_file],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert lint.returncode == 0, lint.stdout + lint.stderr
