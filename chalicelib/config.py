@@ -80,7 +80,7 @@ def load(environ: Mapping[str, str]) -> Settings:
 
 
 def _expects(read: Callable[[str], Any]) -> str:
-    return (read.__doc__ or "").strip()
+    return " ".join((read.__doc__ or "").split())
 
 
 def _stage(text: str) -> str:

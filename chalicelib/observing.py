@@ -9,10 +9,15 @@ Standard library only, since the receiver and the authorizer log too and pay for
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import traceback
 from typing import Any, Literal
+
+# What libraries say may hold addresses, headers and bodies, whatever level somebody sets.
+for _library in ("boto3", "botocore", "httpcore", "httpx", "urllib3"):
+    logging.getLogger(_library).setLevel(logging.WARNING)
 
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 _ORDER = {"DEBUG": 0, "INFO": 1, "WARNING": 2, "ERROR": 3}

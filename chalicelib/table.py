@@ -12,7 +12,7 @@ from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from chalicelib.runtime import Runtime
+from chalicelib.runtime import NotReady, Runtime
 
 if TYPE_CHECKING:
     from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
@@ -31,8 +31,8 @@ class Conflict(Exception):
         self.item = item
 
 
-class ReadIncomplete(Exception):
-    """DynamoDB left keys of a batch unread, repeatedly."""
+class ReadIncomplete(NotReady):
+    """DynamoDB left keys of a batch unread, repeatedly: it is throttled for longer than that."""
 
 
 class Table:

@@ -37,13 +37,12 @@ STAGE = {"x86_64": "dev", "arm64": "prod"}
 
 @dataclass(frozen=True)
 class Package:
-    """What one run of `chalice package` left. `warnings` is what it printed."""
+    """What one run of `chalice package` left."""
 
     architecture: str
     stage: str
     zip: Path
     template_file: Path
-    printed: str
 
     @property
     def template(self) -> dict[str, Any]:
@@ -94,7 +93,6 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Package]:
             STAGE[architecture],
             out / "deployment.zip",
             out / "sam.json",
-            printed,
         )
     return made
 

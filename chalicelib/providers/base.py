@@ -162,7 +162,7 @@ class Provider(ABC):
 def post(http: Http, url: str, **arguments: Any) -> httpx.Response:
     """One POST to a provider that may send something, with every failure sorted.
 
-    Returns an answer below 500 that is neither 401, 403 nor 429. httpx keeps connect, pool, write
+    Returns an answer below 500 that is neither 401 nor 429. httpx keeps connect, pool, write
     and read failures apart, which is what tells "never handed over" from "may have been sent"
     (https://www.python-httpx.org/exceptions/).
     """
@@ -170,14 +170,15 @@ def post(http: Http, url: str, **arguments: Any) -> httpx.Response:
 
     try:
         response = http.post(url, **arguments)
-    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-        raise Unavailable("no_connection") from error
+    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout):
+        # Without its cause, whose text can hold a header.
+        raise Unavailable("no_connection") from None
     except httpx.HTTPError as error:
-        raise OutcomeUnknown(_words(type(error).__name__)) from error
+        raise OutcomeUnknown(_words(type(error).__name__)) from None
     if response.status_code == 429:
         raise Throttled("throttled", retry_after=retry_after(response))
-    if response.status_code in (401, 403):
-        raise Unavailable("credentials", str(response.status_code))
+    if response.status_code == 401:
+        raise Unavailable("credentials", "401")
     if response.status_code >= 500:
         raise OutcomeUnknown("server_error", str(response.status_code))
     return response

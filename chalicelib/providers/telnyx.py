@@ -25,6 +25,7 @@ from chalicelib.messages import (
 )
 from chalicelib.providers.base import (
     CannotTell,
+    Http,
     NotSent,
     OutcomeUnknown,
     PayloadError,
@@ -41,7 +42,6 @@ from chalicelib.providers.base import (
 
 if TYPE_CHECKING:
     import httpx
-    from httpx import Client  # noqa: TID251 - named here, made in Runtime
 
 # https://developers.telnyx.com/docs/messaging/messages/receiving-webhooks (`payload.to[].status`)
 # What is not here is no receipt.
@@ -163,7 +163,7 @@ class Telnyx(Provider):
         """Any 2xx will do; the body is ignored."""
         return Response(200, {"Content-Type": "application/json"}, "{}")
 
-    def send(self, part: Part, secrets: Secrets, http: Client) -> Sent:
+    def send(self, part: Part, secrets: Secrets, http: Http) -> Sent:
         """https://developers.telnyx.com/api-reference/messages/send-a-message
 
         The same part makes the same bytes: Telnyx answers a repeated key as it did the first
@@ -192,7 +192,7 @@ class Telnyx(Provider):
         )
         return _outcome(response)
 
-    def find_sent(self, part: Part, secrets: Secrets, http: Client) -> Sent | NotSent | CannotTell:
+    def find_sent(self, part: Part, secrets: Secrets, http: Http) -> Sent | NotSent | CannotTell:
         """Cannot be asked: messages are found by Telnyx's id alone. Sending again with the same
         key is the question, and its answer."""
         return CannotTell()
@@ -370,6 +370,8 @@ def _outcome(response: httpx.Response) -> Sent:
         raise Throttled("throttled", code, retry_after(response))
     if code in REASON_OF_CODE:
         raise Rejected(REASON_OF_CODE[code], code)
+    if response.status_code == 403:
+        raise Unavailable("credentials", code or status)
     if response.status_code == 422:
         # The key was used with another body, or the request is wrong in a way that Telnyx has no
         # own code for: the two look alike, and only one of them was not sent.

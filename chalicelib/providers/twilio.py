@@ -27,6 +27,7 @@ from chalicelib.messages import (
 )
 from chalicelib.providers.base import (
     CannotTell,
+    Http,
     NotSent,
     OutcomeUnknown,
     PayloadError,
@@ -40,10 +41,10 @@ from chalicelib.providers.base import (
     post,
     retry_after,
 )
+from chalicelib.text import decode_base64
 
 if TYPE_CHECKING:
     import httpx
-    from httpx import Client  # noqa: TID251 - named here, made in Runtime
 
 # https://www.twilio.com/docs/messaging/api/message-resource#message-status-values
 # What is not here (`received`, `partially_delivered`, a status made up tomorrow) is no receipt.
@@ -159,7 +160,7 @@ class Twilio(Provider):
         twiml = '<?xml version="1.0" encoding="UTF-8"?><Response/>'
         return Response(200, {"Content-Type": "text/xml"}, twiml)
 
-    def send(self, part: Part, secrets: Secrets, http: Client) -> Sent:
+    def send(self, part: Part, secrets: Secrets, http: Http) -> Sent:
         """https://www.twilio.com/docs/messaging/api/message-resource#create-a-message-resource"""
         account, token = _credentials(secrets)
         fields = [
@@ -179,7 +180,7 @@ class Twilio(Provider):
         )
         return _outcome(response)
 
-    def find_sent(self, part: Part, secrets: Secrets, http: Client) -> Sent | NotSent | CannotTell:
+    def find_sent(self, part: Part, secrets: Secrets, http: Http) -> Sent | NotSent | CannotTell:
         """Looks through what we sent from this number to that one since the attempt began.
 
         The list can be filtered by `DateSent`, but a message that still waits in Twilio's queue
@@ -204,7 +205,7 @@ class Twilio(Provider):
         return CannotTell() if unexplained else NotSent()
 
     def _sent_pages(
-        self, part: Part, secrets: Secrets, http: Client
+        self, part: Part, secrets: Secrets, http: Http
     ) -> Iterator[list[dict[str, Any]] | None]:
         """Pages of messages between the two numbers; None where there are too many to read."""
         account, token = _credentials(secrets)
@@ -325,13 +326,14 @@ def _message(
     params: Mapping[str, str], raw: Mapping[str, Any], request: WebhookRequest
 ) -> InboundMessage:
     segments = params.get("NumSegments", "")
+    body = params.get("Body", "")
     return InboundMessage(
         provider=Twilio.name,
         account=params.get("AccountSid", ""),
         id=params["MessageSid"],
         sender=params.get("From", ""),
         recipient=params.get("To", ""),
-        text=params.get("Body", ""),
+        text=decode_base64(body) or body,
         received_at=request.received_at,
         media=tuple(_media(params)),
         segments=int(segments) if _SEGMENTS.fullmatch(segments) else None,
@@ -367,6 +369,8 @@ def _outcome(response: httpx.Response) -> Sent:
     code = _code(answer) or str(response.status_code)
     if code in THROTTLING_CODES:
         raise Throttled("throttled", code, retry_after(response))
+    if response.status_code == 403 and code not in REASON_OF_CODE:
+        raise Unavailable("credentials", code)
     raise Rejected(REASON_OF_CODE.get(code, "rejected"), code)
 
 
@@ -386,7 +390,7 @@ def _code(answer: Mapping[str, Any]) -> str:
     return text if _CODE.fullmatch(text) else ""
 
 
-def _ask(http: Client, url: str, auth: tuple[str, str]) -> dict[str, Any]:
+def _ask(http: Http, url: str, auth: tuple[str, str]) -> dict[str, Any]:
     """The answer to a question, which can be asked again however it failed."""
     import httpx
 
