@@ -46,6 +46,10 @@ from chalicelib.text import decode_base64
 if TYPE_CHECKING:
     import httpx
 
+# Without it Twilio repeats a webhook only where there was no connection. A fragment is not part of
+# what is signed. https://www.twilio.com/docs/usage/webhooks/webhooks-connection-overrides
+RETRIES = "#rc=3&rp=5xx,ct,rt"
+
 # https://www.twilio.com/docs/messaging/api/message-resource#message-status-values
 # What is not here (`received`, `partially_delivered`, a status made up tomorrow) is no receipt.
 STATUSES: Mapping[str, Status] = {
@@ -168,7 +172,7 @@ class Twilio(Provider):
             ("From", part.sender),
             ("Body", part.text),
             *(("MediaUrl", url) for url in part.media),
-            ("StatusCallback", part.callback_url),
+            ("StatusCallback", part.callback_url + RETRIES),
         ]
         response = post(
             http,

@@ -117,7 +117,8 @@ SPECIMENS = {
         b"&MediaUrl=https%3A%2F%2Fmedia.example.org%2F1.png"
         b"&MediaUrl=https%3A%2F%2Fmedia.example.org%2F2.png"
         b"&StatusCallback=https%3A%2F%2Fhooks.example.org%2Fdev%2Fwebhooks%2Fany%2Fsigned"
-        b"%3Freference%3Daaaaaaaaaaaaaaaaaaaaaaaa-bbbbbbbbbbbbbbbbbbbbbbbb-1",
+        b"%3Freference%3Daaaaaaaaaaaaaaaaaaaaaaaa-bbbbbbbbbbbbbbbbbbbbbbbb-1"
+        b"%23rc%3D3%26rp%3D5xx%2Cct%2Crt",
     ),
     "telnyx": Specimen(
         secrets=lambda keys: {"api_key": KEY, "public_keys": keys},

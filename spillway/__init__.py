@@ -1,0 +1,1 @@
+"""The `spillway` command: local run, simulated providers, operation. Never deployed."""

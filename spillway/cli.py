@@ -1,0 +1,51 @@
+"""The `spillway` command: what `make run` starts and what operators type.
+
+Every subcommand is a module with one function; this file only gathers them.
+"""
+
+from __future__ import annotations
+
+import typer
+from rich.console import Console
+
+from spillway.local.command import run
+from spillway.problem import Problem
+from spillway.traffic.burst import burst
+from spillway.traffic.text import text
+
+app = typer.Typer(
+    name="spillway",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+@app.callback()
+def spillway() -> None:
+    """Two-way SMS on AWS: run it on this machine, try it, look after it.
+
+    Begin with [bold]spillway run[/bold] (or [bold]make run[/bold]): the whole system on this
+    machine, without an AWS account and without Docker.
+    """
+
+
+app.command()(run)
+app.command()(text)
+app.command()(burst)
+
+
+def main() -> None:
+    """The entry point: a Problem becomes one message and exit code 1."""
+    try:
+        app()
+    except Problem as problem:
+        console = Console(stderr=True, highlight=False)
+        console.print("error:", style="bold red", end=" ")
+        console.print(str(problem), markup=False, soft_wrap=True)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,349 @@
+"""`spillway burst`: thousands of signed webhooks as fast as the door takes them, and the count.
+
+Every message has words and a provider's id of its own, so that what became of it is counted for
+each message and not for each number: in the table, in the archive, in the outbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import random
+import secrets
+import statistics
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any
+
+import httpx
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from chalicelib.queues import OUTBOUND, PROCESSING
+from spillway.local.folder import Folder
+from spillway.problem import Problem
+from spillway.simulator import telnyx, twilio
+from spillway.traffic.stores import Item, Stores
+
+CLIENTS = 32
+TRIES = 4  # a provider repeats a webhook that got a 5xx or no answer
+STUCK = 120.0  # seconds without any progress, then the count is taken as it is
+
+
+@dataclass(slots=True)
+class Sent:
+    """One message of the burst and what the door said. Times are unix seconds."""
+
+    provider: str
+    id: str
+    sender: str
+    text: str
+    duplicate: bool
+    acknowledged_at: float | None = None
+    seconds: float = 0.0
+    refused: int | None = None
+
+
+@dataclass(slots=True)
+class Count:
+    """What became of the messages. Rates are a second, times in seconds."""
+
+    messages: int
+    duplicates: int
+    conversations: int
+    acknowledged: int = 0
+    refused: int = 0
+    stored: int = 0
+    archived: int = 0
+    archived_twice: int = 0
+    answered: int = 0
+    answered_twice: int = 0
+    unanswered_with_reason: int = 0
+    unknown: int = 0
+    dead_lettered: int = 0
+    lost: int = 0
+    acknowledgement_p50: float = 0.0
+    acknowledgement_p99: float = 0.0
+    reply_p50: float = 0.0
+    webhooks_per_second: float = 0.0
+    messages_per_second: float = 0.0
+    sending_seconds: float = 0.0
+    drain_seconds: float = 0.0
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def good(self) -> bool:
+        return self.lost == 0 and self.answered_twice == 0
+
+
+def burst(
+    messages: Annotated[int, typer.Option(metavar="N", min=1, max=1_000_000)] = 1000,
+    conversations: Annotated[
+        int | None,
+        typer.Option(metavar="M", min=1, help="Between how many pairs of numbers. [N / 10]"),
+    ] = None,
+    duplicates: Annotated[
+        float,
+        typer.Option(metavar="P", min=0, max=1, help="How many come twice: 0.05 is 5 %."),
+    ] = 0.0,
+    provider: Annotated[str, typer.Option(metavar="NAME", help="twilio, telnyx, or mix.")] = "mix",
+    as_json: Annotated[bool, typer.Option("--json", help="The count as one JSON object.")] = False,
+) -> None:
+    """Send many texts at once to the local stack, wait until all is quiet, and count.
+
+    Ends with 1 if a message that was acknowledged is lost or was answered twice. Needs a local run
+    (make run).
+    """
+    local = Folder().running()
+    names = list(local["numbers"]) if provider == "mix" else [provider]
+    if not set(names) <= set(local["numbers"]):
+        raise Problem(
+            f"--provider {provider}: must be mix, or one of {', '.join(local['numbers'])}."
+        )
+    console = Console(highlight=False, stderr=as_json)
+    count = run(
+        local,
+        make(messages, conversations or -(-messages // 10), duplicates, names),
+        console=console,
+    )
+    if as_json:
+        print(json.dumps({**asdict(count), "good": count.good}))
+    else:
+        _show(console, count)
+    if not count.good:
+        raise typer.Exit(1)
+
+
+def make(messages: int, conversations: int, duplicates: float, providers: list[str]) -> list[Sent]:
+    """The messages, in an order of chance; the share `duplicates` of them is to come twice."""
+    tag = secrets.token_hex(4)
+    first = random.randrange(2_000_000, 9_000_000)
+    made = []
+    for number in range(messages):
+        conversation = number % conversations
+        name = providers[conversation % len(providers)]
+        made.append(
+            Sent(
+                provider=name,
+                id=f"SM{secrets.token_hex(16)}" if name == "twilio" else _uuid(),
+                # Ten digits after +1: always a possible number, and a new one for each burst.
+                sender=f"+1646{(first + conversation) % 10_000_000:07d}",
+                text=f"burst {tag} {number}",
+                duplicate=random.random() < duplicates,
+            )
+        )
+    random.shuffle(made)
+    return made
+
+
+def run(local: Mapping[str, Any], messages: list[Sent], *, console: Console) -> Count:
+    """Sends, waits and counts."""
+    stores = Stores(local)
+    began = time.time()
+    with Progress(
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+    ) as progress:
+        sending = progress.add_task("sending", total=len(messages))
+        webhooks = asyncio.run(_send_all(local, messages, lambda: progress.advance(sending)))
+        sent_at = time.time()
+        _wait(stores, progress)
+        quiet_at = time.time()
+        progress.add_task("counting", total=None)
+        count = take(stores, messages, began)
+    count.sending_seconds = round(sent_at - began, 1)
+    count.drain_seconds = round(quiet_at - sent_at, 1)
+    count.webhooks_per_second = round(webhooks / (sent_at - began), 1)
+    count.messages_per_second = round(len(messages) / (quiet_at - began), 1)
+    return count
+
+
+def take(stores: Stores, messages: list[Sent], since: float) -> Count:
+    """Counts what became of each message, from the stores and the outbox."""
+    acknowledged = [one for one in messages if one.acknowledged_at is not None]
+    items = {(item["pk"], item["sk"]): item for item in stores.items()}
+    stored = {item["provider_id"]: item for (_, sk), item in items.items() if sk.startswith("IN#")}
+    archived = Counter(line["provider_id"] for line in stores.archived(since))
+    outbox = stores.outbox()
+    answers = Counter(entry["text"] for entry in outbox)
+    answered_at = {entry["text"]: entry["at"] for entry in reversed(outbox)}
+    depths = stores.depths()
+    count = Count(
+        messages=len(messages),
+        duplicates=sum(one.duplicate for one in messages),
+        conversations=len({one.sender for one in messages}),
+        acknowledged=len(acknowledged),
+        refused=len(messages) - len(acknowledged),
+        dead_lettered=sum(depths[n].total for n in depths if n not in (PROCESSING, OUTBOUND)),
+    )
+    reasons: Counter[str] = Counter()
+    for one in acknowledged:
+        kept = one.id in stored and archived[one.id] > 0
+        count.stored += one.id in stored
+        count.archived += archived[one.id] > 0
+        count.archived_twice += archived[one.id] > 1
+        count.answered += answers[one.text] > 0
+        count.answered_twice += answers[one.text] > 1
+        reason = "" if answers[one.text] else _reason(items, stored.get(one.id))
+        if reason == "unknown":
+            count.unknown += 1
+        elif reason:
+            count.unanswered_with_reason += 1
+            reasons[reason] += 1
+        count.lost += not (kept and (answers[one.text] or reason))
+    count.reasons = dict(reasons)
+    if acknowledged:
+        taken = sorted(one.seconds for one in acknowledged)
+        count.acknowledgement_p50 = round(statistics.median(taken), 4)
+        count.acknowledgement_p99 = round(taken[min(len(taken) - 1, len(taken) * 99 // 100)], 4)
+    waits = [
+        answered_at[one.text] - one.acknowledged_at
+        for one in acknowledged
+        if one.acknowledged_at is not None and one.text in answered_at
+    ]
+    count.reply_p50 = round(statistics.median(waits), 3) if waits else 0.0
+    return count
+
+
+def _reason(items: Mapping[tuple[str, str], Item], inbound: Item | None) -> str:
+    """Why a message has no answer, as the ledger records it, or ""."""
+    if inbound is None:
+        return ""
+    reply = items.get((inbound["pk"], inbound["sk"].replace("IN#", "OUT#")), {})
+    states = {part["state"] for part in reply.get("parts", {}).values()}
+    return "unknown" if "unknown" in states else str(reply.get("outcome", ""))
+
+
+async def _send_all(local: Mapping[str, Any], messages: list[Sent], advance: Any) -> int:
+    """Posts every webhook, the duplicates too; returns how many requests that took."""
+    requests = 0
+    queue = iter(messages)
+    limits = httpx.Limits(max_connections=CLIENTS, max_keepalive_connections=CLIENTS)
+    async with httpx.AsyncClient(timeout=20.0, limits=limits, trust_env=False) as http:
+
+        async def one_client() -> None:
+            nonlocal requests
+            for message in queue:
+                copies = 2 if message.duplicate else 1
+                # Twice at once, or the second some time after the first.
+                if random.random() < 0.5:
+                    tries = await asyncio.gather(
+                        *(_deliver(http, local, message) for _ in range(copies))
+                    )
+                else:
+                    tries = [await _deliver(http, local, message) for _ in range(copies)]
+                requests += sum(tries)
+                advance()
+
+        await asyncio.gather(*(one_client() for _ in range(CLIENTS)))
+    return requests
+
+
+async def _deliver(http: httpx.AsyncClient, local: Mapping[str, Any], message: Sent) -> int:
+    """One delivery of a webhook, repeated as providers do; returns how many tries it took."""
+    tries = 0
+    for tries in range(1, TRIES + 1):
+        began = time.perf_counter()
+        url, headers, body = _webhook(local, message)
+        try:
+            response = await http.post(url, headers=headers, content=body)
+        except httpx.HTTPError:
+            message.refused = None
+        else:
+            if response.status_code < 300:
+                if message.acknowledged_at is None:
+                    message.seconds = time.perf_counter() - began
+                    message.acknowledged_at = time.time()
+                return tries
+            message.refused = response.status_code
+            if response.status_code < 500:
+                return tries
+        await asyncio.sleep(0.2 * 2**tries)
+    return tries
+
+
+def _webhook(local: Mapping[str, Any], message: Sent) -> tuple[str, dict[str, str], bytes]:
+    module = {"twilio": twilio, "telnyx": telnyx}[message.provider]
+    url, headers, body = module.inbound(
+        webhook=local["webhook"],
+        secrets=local["secrets"][message.provider],
+        sender=message.sender,
+        recipient=local["numbers"][message.provider],
+        text=message.text,
+        id=message.id,
+        now=time.time(),
+    )
+    headers = dict(headers)
+    credentials = local["credentials"].get(message.provider)
+    if credentials:
+        headers["Authorization"] = "Basic " + base64.b64encode(credentials.encode()).decode()
+    return url, headers, body
+
+
+def _wait(stores: Stores, progress: Progress) -> None:
+    """Until both queues are empty, three looks in a row (a receipt may still come), or stuck."""
+    first = _total(stores)
+    draining = progress.add_task("draining", total=first)
+    quiet, best, moved = 0, first, time.monotonic()
+    while quiet < 3:
+        left = _total(stores)
+        first = max(first, left)  # receipts come in on the way
+        progress.update(draining, total=first, completed=first - left)
+        quiet = quiet + 1 if left == 0 else 0
+        if left < best:
+            best, moved = left, time.monotonic()
+        if time.monotonic() - moved > STUCK and left:
+            return
+        time.sleep(0.5)
+
+
+def _total(stores: Stores) -> int:
+    depths = stores.depths()
+    return depths[PROCESSING].total + depths[OUTBOUND].total
+
+
+def _show(console: Console, count: Count) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(justify="right")
+    table.add_column()
+    for number, what in (
+        (count.acknowledged, f"acknowledged, of {count.messages} ({count.duplicates} came twice)"),
+        (count.stored, "stored in the table"),
+        (count.archived, f"archived ({count.archived_twice} in two objects)"),
+        (count.answered, f"answered, in {count.conversations} conversations"),
+        (count.unanswered_with_reason, f"not answered, with a reason {_listed(count.reasons)}"),
+        (count.unknown, "sent with unknown outcome"),
+        (count.dead_lettered, "in a dead-letter queue"),
+        (count.answered_twice, "[bold]answered twice[/bold]"),
+        (count.lost, "[bold]lost[/bold]"),
+    ):
+        table.add_row(f"{number:,}", what)
+    console.print(table)
+    console.print(
+        f"acknowledged in {count.acknowledgement_p50 * 1000:.0f} ms (p50), "
+        f"{count.acknowledgement_p99 * 1000:.0f} ms (p99); {count.webhooks_per_second:.0f} "
+        f"webhooks a second for {count.sending_seconds:.0f} s, drained "
+        f"{count.drain_seconds:.0f} s later: {count.messages_per_second:.0f} messages a second "
+        "from end to end"
+    )
+    if count.good:
+        console.print("[green]Nothing lost, nothing answered twice.[/green]")
+    else:
+        console.print("[bold red]Messages were lost or answered twice.[/bold red]")
+
+
+def _listed(reasons: Mapping[str, int]) -> str:
+    return f"({', '.join(f'{why}: {n}' for why, n in reasons.items())})" if reasons else ""
+
+
+def _uuid() -> str:
+    digits = secrets.token_hex(16)
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
