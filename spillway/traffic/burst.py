@@ -15,6 +15,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
@@ -143,15 +144,17 @@ def make(messages: int, conversations: int, duplicates: float, providers: list[s
 
 def run(local: Mapping[str, Any], messages: list[Sent], *, console: Console) -> Count:
     """Sends, waits and counts."""
-    stores = Stores(local)
     began = time.time()
-    with Progress(
-        TextColumn("{task.description:<12}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-    ) as progress:
+    with (
+        closing(Stores(local)) as stores,
+        Progress(
+            TextColumn("{task.description:<12}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+        ) as progress,
+    ):
         sending = progress.add_task("sending", total=len(messages))
         webhooks = asyncio.run(_send_all(local, messages, lambda: progress.advance(sending)))
         sent_at = time.time()

@@ -45,18 +45,29 @@ class Stores:
         self._aws = local["aws"]
         self.page = local["page"]
         self.http = httpx.Client(timeout=10.0, trust_env=False)
+        self._clients: dict[str, Any] = {}
+
+    def close(self) -> None:
+        """Closes every connection."""
+        self.http.close()
+        for one in self._clients.values():
+            one.close()
+
+    def aws(self, service: str) -> Any:
+        """The emulator's client of a service."""
+        if service not in self._clients:
+            self._clients[service] = client(service, self._aws)
+        return self._clients[service]
 
     @cached_property
     def keys(self) -> Keys:
-        found = client("secretsmanager", self._aws).get_secret_value(
-            SecretId=f"spillway/{STAGE}/keys"
-        )
+        found = self.aws("secretsmanager").get_secret_value(SecretId=f"spillway/{STAGE}/keys")
         return Keys(json.loads(found["SecretString"])["hash_key"])
 
     def conversation(self, ours: str, theirs: str) -> list[Item]:
         """All items of a conversation."""
         pk = {"S": f"C#{self.keys.conversation(ours, theirs)}"}
-        answer = self._dynamodb.query(
+        answer = self.aws("dynamodb").query(
             TableName=f"spillway-{STAGE}",
             KeyConditionExpression="pk = :pk",
             ExpressionAttributeValues={":pk": pk},
@@ -66,15 +77,17 @@ class Stores:
 
     def items(self) -> Iterator[Item]:
         """Every item of the table."""
-        for page in self._dynamodb.get_paginator("scan").paginate(
-            TableName=f"spillway-{STAGE}", ConsistentRead=True
+        for page in (
+            self.aws("dynamodb")
+            .get_paginator("scan")
+            .paginate(TableName=f"spillway-{STAGE}", ConsistentRead=True)
         ):
             yield from map(_plain, page["Items"])
 
     def archived(self, since: float) -> Iterator[Item]:
         """Every line of the archive's objects that were written since then (unix seconds)."""
         bucket = self._bucket
-        s3 = client("s3", self._aws)
+        s3 = self.aws("s3")
         start = datetime.fromtimestamp(int(since), UTC)
         for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix="messages/"):
             for found in page.get("Contents", []):
@@ -92,30 +105,23 @@ class Stores:
         return found
 
     @cached_property
-    def _dynamodb(self) -> Any:
-        return client("dynamodb", self._aws)
-
-    @cached_property
-    def _sqs(self) -> Any:
-        return client("sqs", self._aws)
-
-    @cached_property
-    def _urls(self) -> dict[str, str]:
+    def urls(self) -> dict[str, str]:
+        """The queues' URLs, by name."""
         return {
-            name: self._sqs.get_queue_url(QueueName=f"spillway-{STAGE}-{name}")["QueueUrl"]
+            name: self.aws("sqs").get_queue_url(QueueName=f"spillway-{STAGE}-{name}")["QueueUrl"]
             for name in (PROCESSING, OUTBOUND, *DEAD_LETTERS.values())
         }
 
     @cached_property
     def _bucket(self) -> str:
-        account = self._urls[PROCESSING].split("/")[-2]
-        region = self._sqs.meta.region_name
+        account = self.urls[PROCESSING].split("/")[-2]
+        region = self.aws("sqs").meta.region_name
         return f"spillway-{STAGE}-archive-{account}-{region}"
 
     def _depth(self, name: str) -> Depth:
-        found = self._sqs.get_queue_attributes(QueueUrl=self._urls[name], AttributeNames=["All"])[
-            "Attributes"
-        ]
+        found = self.aws("sqs").get_queue_attributes(
+            QueueUrl=self.urls[name], AttributeNames=["All"]
+        )["Attributes"]
         return Depth(
             int(found["ApproximateNumberOfMessages"]),
             int(found["ApproximateNumberOfMessagesNotVisible"]),

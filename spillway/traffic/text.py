@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Annotated, Any
 
 import httpx
@@ -49,11 +50,13 @@ def text(
     console = Console(highlight=False)
     steps = []
     complete = False
-    for step in follow(Stores(local), local["numbers"][provider], provider, sender, words, seconds):
-        steps.append(step)
-        complete = complete or step["step"] in ("answered", "no answer")
-        if not as_json:
-            _show(console, step)
+    with closing(Stores(local)) as stores:
+        ours = local["numbers"][provider]
+        for step in follow(stores, ours, provider, sender, words, seconds):
+            steps.append(step)
+            complete = complete or step["step"] in ("answered", "no answer")
+            if not as_json:
+                _show(console, step)
     if as_json:
         console.print_json(json.dumps({"complete": complete, "steps": steps}))
     if not complete:
