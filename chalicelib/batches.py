@@ -180,8 +180,9 @@ class Batch:
         if not self._hidden:
             return None
         done = [record.receipt_handle for record in self.records if record not in self._hidden]
-        if done and self._queues.delete(self._queue, done):
-            log("WARNING", "delete_refused", count=len(done))
+        refused = self._queues.delete(self._queue, done)
+        if refused:
+            log("WARNING", "delete_refused", count=refused)
         raise BatchFailed(f"{len(self._hidden)} of {len(self.records)} not done")
 
     def _lane(
@@ -242,7 +243,7 @@ class Batch:
         self._wait(rest, after)
         if record in self._started:
             # A deferral is not a start that never ended.
-            self._table.update(_start_key(record), "ADD starts :less", values={":less": -1})
+            self._table.update(_start_key(record), "DELETE starts :this", values=_this(record))
 
     def _dead_letter(self, record: Record, reason: str) -> None:
         self._queues.dead_letter(
@@ -268,11 +269,11 @@ class Batch:
             return
         item = self._table.update(
             _start_key(record),
-            "ADD starts :one SET expires_at = :end",
-            values={":one": 1, ":end": int(self._runtime.now() + START_KEPT)},
+            "ADD starts :this SET expires_at = :end",
+            values={**_this(record), ":end": int(self._runtime.now() + START_KEPT)},
         )
-        self._started[record] = item["starts"]
-        if item["starts"] > MOST_STARTS:
+        self._started[record] = len(item["starts"])
+        if self._started[record] > MOST_STARTS:
             raise GiveUp("never_ended")
 
     def _suspects(self, records: Sequence[Record]) -> set[Record]:
@@ -289,7 +290,7 @@ class Batch:
         return {
             record
             for record in again
-            if found.get(_start_key(record), {}).get("starts", 0) >= SUSPECT_STARTS
+            if len(found.get(_start_key(record), {}).get("starts", ())) >= SUSPECT_STARTS
         }
 
     def _wait(self, records: Sequence[Record], seconds: float) -> None:
@@ -315,6 +316,11 @@ class Batch:
 
 def _start_key(record: Record) -> tuple[str, str]:
     return f"S#{record.id}", "START"
+
+
+def _this(record: Record) -> dict[str, Any]:
+    """This start, in the set of those of its message: written twice, it is still one."""
+    return {":this": {record.receives}}
 
 
 def _id(record: Record) -> str:

@@ -10,12 +10,13 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
-from urllib.parse import urlsplit
+from typing import Any, Literal, TypeVar, get_args
+from urllib.parse import SplitResult, urlsplit
 
 from chalicelib.messages import number_kind
 from chalicelib.providers import NAMES as PROVIDER_NAMES
 
+T = TypeVar("T")
 Function = Literal["authorizer", "receiver", "processing", "sender"]
 
 
@@ -130,16 +131,16 @@ def _url(text: str) -> str:
     """an http or https address without query, e.g. https://sms.example.com"""
     if not text:
         return ""
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+    parts = _address(text)
+    if parts.query or parts.fragment:
         raise ValueError("not such an address")
     return text.rstrip("/")
 
 
 def _endpoint(text: str) -> str:
     """an http or https address, e.g. https://replies.example.com/v1/sms"""
-    if text and (urlsplit(text).scheme not in ("http", "https") or not urlsplit(text).netloc):
-        raise ValueError("not such an address")
+    if text:
+        _address(text)
     return text
 
 
@@ -153,7 +154,7 @@ def _endpoints(text: str) -> dict[str, str]:
 
 def _seconds(text: str) -> float:
     """a number of seconds above 0, e.g. 10"""
-    value = float(text)
+    value = _number(float, text)
     if not 0 < value < 86_400 * 400:
         raise ValueError("not such a number")
     return value
@@ -161,7 +162,7 @@ def _seconds(text: str) -> float:
 
 def _few(text: str) -> int:
     """a whole number from 1 to 9"""
-    value = int(text)
+    value = _number(int, text)
     if not 1 <= value <= 9:
         raise ValueError("out of range")
     return value
@@ -169,7 +170,7 @@ def _few(text: str) -> int:
 
 def _days(text: str) -> int:
     """a whole number of days, at least 30 (twice what the queues keep)"""
-    value = int(text)
+    value = _number(int, text)
     if value < 30:
         raise ValueError("too few")
     return value
@@ -192,6 +193,25 @@ def _level(text: str) -> str:
 def _text(text: str) -> str:
     """a text"""
     return text
+
+
+def _address(text: str) -> SplitResult:
+    try:
+        parts = urlsplit(text)
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        # Python's own words quote the value; so in the next function.
+        valid = False
+    if not valid:
+        raise ValueError("not such an address")
+    return parts
+
+
+def _number(convert: Callable[[str], T], text: str) -> T:
+    try:
+        return convert(text)
+    except ValueError:
+        raise ValueError("not such a number") from None
 
 
 def _json_object(text: str) -> dict[str, Any]:

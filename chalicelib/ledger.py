@@ -299,12 +299,13 @@ class Ledger:
     def _record(
         self, id_: MessageId, number: int, receipt: DeliveryReceipt, expected: State
     ) -> None:
+        # A receipt for one part says nothing about another that is unknown.
+        found = " REMOVE unknown_bucket, unknown_since" if expected == "unknown" else ""
         self._table.update(
             _key(id_),
             "SET parts.#n.#state = :sent, parts.#n.#status = :status, parts.#n.#rank = :rank,"
             " parts.#n.#error = :error,"
-            " parts.#n.provider_id = if_not_exists(parts.#n.provider_id, :id)"
-            " REMOVE unknown_bucket, unknown_since",
+            " parts.#n.provider_id = if_not_exists(parts.#n.provider_id, :id)" + found,
             condition="parts.#n.#state = :expected"
             " AND (attribute_not_exists(parts.#n.#rank) OR parts.#n.#rank < :rank)",
             names={

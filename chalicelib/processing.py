@@ -73,7 +73,7 @@ class Processing:
         inbound = {
             record: _key(record.envelope)
             for record in batch.records
-            if record.envelope is not None and record.envelope.kind == "inbound"
+            if record.envelope is not None and _is_message(record.envelope)
         }
         stored = batch.all_or_none(
             lambda: self._table.get_many(list(inbound.values())), list(inbound)
@@ -108,7 +108,7 @@ class Processing:
             count("Quarantined", provider=str(envelope.payload["provider"]))
             log("ERROR", "quarantined", provider=str(envelope.payload["provider"]))
             return None
-        if envelope.kind != "inbound":
+        if not _is_message(envelope):
             raise GiveUp("unexpected_kind")
         return self._examine(envelope)
 
@@ -140,7 +140,7 @@ class Processing:
             "media": [{"url": m.url, "content_type": m.content_type} for m in message.media],
             "group": message.group,
             "sent_at": message.sent_at,
-            "received_at": message.received_at,
+            "received_at": envelope.received_at,
             "encoding": text.encoding(body),
             "segments": message.segments or text.segments(body),
             "keyword": event,
@@ -157,7 +157,7 @@ class Processing:
     def _store(self, envelope: Envelope, line: Mapping[str, Any], archive_key: str) -> None:
         pk, sk = _key(envelope)
         body = line["text"]
-        item: Item = {name: value for name, value in line.items() if name != "raw"}
+        item: Item = {name: _storable(value) for name, value in line.items() if name != "raw"}
         item |= {
             "pk": pk,
             "sk": sk,
@@ -197,11 +197,22 @@ def _possible(number: str) -> bool:
         return False
 
 
+def _storable(value: Any) -> Any:
+    """The value without lone surrogates, which DynamoDB refuses; the archive has it as it came."""
+    if isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if isinstance(value, dict):
+        return {name: _storable(one) for name, one in value.items()}
+    return [_storable(one) for one in value] if isinstance(value, list) else value
+
+
+def _is_message(envelope: Envelope) -> bool:
+    return envelope.kind == "inbound" and MessageId.parse(envelope.id) is not None
+
+
 def _key(envelope: Envelope) -> Key:
-    id_ = MessageId.parse(envelope.id)
-    if id_ is None:
-        return f"C#{envelope.conversation}", f"IN#{envelope.id}"
-    return f"C#{id_.conversation}", f"IN#{id_.message}"
+    conversation, _, message = envelope.id.partition("-")
+    return f"C#{conversation}", f"IN#{message}"
 
 
 def start() -> Processing:

@@ -32,6 +32,7 @@ DEAD_LETTERS: Mapping[str, str] = {PROCESSING: "processing-dlq", OUTBOUND: "outb
 # SQS takes 1 MiB; what is left is for attributes.
 LARGEST_BODY = 1_000_000
 _BATCH = 10
+_END_OF_TIME = 1e11  # unix seconds that a date can be made of
 
 
 class QueueRefused(Exception):
@@ -82,7 +83,15 @@ class Envelope:
             envelope = cls(**json.loads(body))
         except (ValueError, TypeError, RecursionError):
             raise EnvelopeError("not an envelope") from None
-        if envelope.kind not in get_args(Kind) or not isinstance(envelope.payload, dict):
+        # One that passes must not be able to fail the batch it comes in.
+        texts = (envelope.conversation, envelope.id, envelope.callback_url)
+        if (
+            envelope.kind not in get_args(Kind)
+            or not isinstance(envelope.payload, dict)
+            or not all(isinstance(text, str) for text in texts)
+            or not isinstance(envelope.received_at, int | float)
+            or not 0 <= envelope.received_at < _END_OF_TIME
+        ):
             raise EnvelopeError("not an envelope")
         return envelope
 

@@ -12,8 +12,9 @@ import base64
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
@@ -51,11 +52,16 @@ class Receiver:
         self._runtime = runtime
         self._settings = settings
         self._vault = Vault(runtime, settings.stage)
-        self._keys = self._vault.keys()
         self._queues = Queues(runtime, settings.stage)
-        # Asked for now, so that the first webhook finds connections and secrets ready.
-        self._queues.url(PROCESSING)
-        self._queues.url(OUTBOUND)
+        # All that the first webhook would have to wait for, side by side.
+        waits: list[Callable[[], object]] = [
+            self._vault.keys,
+            partial(self._queues.url, PROCESSING),
+            partial(self._queues.url, OUTBOUND),
+            *(partial(self._fetch_secrets, name) for name in settings.providers),
+        ]
+        runtime.together(waits)
+        self._keys = self._vault.keys()
         self._providers = {
             name: provider_named(name, settings.api_url(name)) for name in settings.providers
         }
@@ -90,6 +96,13 @@ class Receiver:
             return _try_again(error, name)
         count("Acknowledged", provider=name)
         return provider.acknowledge()
+
+    def _fetch_secrets(self, name: str) -> None:
+        try:
+            self._vault.secrets(name)
+        except Exception as error:
+            # Asked for again when this provider calls; the others are not to wait for it.
+            log("ERROR", "no_secrets", provider=name, error=error)
 
     def _provider(self, name: str) -> Provider:
         if name not in self._providers:

@@ -58,7 +58,7 @@ class Runtime:
 
         Raises what the first of them raised, after all have ended.
         """
-        if len(tasks) < 2 or limit < 2:
+        if len(tasks) < 2:
             return [task() for task in tasks]
         with ThreadPoolExecutor(max_workers=min(limit, len(tasks))) as pool:
             futures = [pool.submit(task) for task in tasks]

@@ -201,12 +201,15 @@ class Sender:
         if part.state == "sent":
             return True
         if part.state == "sending":
-            self._wait_or_give_up(reply, part)
+            return self._wait_or_give_up(reply, part)
         if part.state != "waiting":
             return False
         if self._too_old(reply):
             self._close(reply, "expired")
             return False
+        if lease_until - LEASE_MARGIN - self._runtime.now() < SENDING:
+            # A claim that the end of the invocation cuts off would be an unknown send.
+            raise Defer("no_time_left", after=0)
         secrets = self._vault.secrets(provider.name)
         if not reply.confirmation and self._consent.opted_out(reply.theirs):
             self._close(reply, "refused: opted_out")
@@ -248,13 +251,11 @@ class Sender:
             log("WARNING", "rejected", id=reference, reason=error.reason, code=error.code)
             return False
         except OutcomeUnknown as error:
-            self._unknown(reply, part, error.reason)
-            return False
+            return self._unknown(reply, part, error.reason)
         except Exception as error:
             # A bug of ours, somewhere around a call that may have been made.
             log("ERROR", "unexpected_error", id=reference, error=error)
-            self._unknown(reply, part, "unexpected_error")
-            return False
+            return self._unknown(reply, part, "unexpected_error")
         self._record_sent(reply, part, sent)
         count("Sent", provider=provider.name)
         log("INFO", "sent", id=reference, provider=provider.name)
@@ -267,7 +268,7 @@ class Sender:
             try:
                 self._ledger.sent(reply, part, sent.id)
             except Exception as error:
-                wait = 0.2 * 2**attempt
+                wait = min(0.2 * 2**attempt, 3.0)
                 left = (part.lease_until or 0) - LEASE_MARGIN - self._runtime.now()
                 if not is_transient(error) or wait + WRITING > left:
                     raise
@@ -275,17 +276,20 @@ class Sender:
             else:
                 return
 
-    def _wait_or_give_up(self, reply: Reply, part: PartEntry) -> None:
+    def _wait_or_give_up(self, reply: Reply, part: PartEntry) -> bool:
         """For a part that somebody claimed: later while the claim lives, unknown after it."""
         left = (part.lease_until or 0) - self._runtime.now()
         if left > 0:
             raise Defer("claimed", after=left + 1)
-        self._unknown(reply, part, "lease_ended")
+        return self._unknown(reply, part, "lease_ended")
 
-    def _unknown(self, reply: Reply, part: PartEntry, reason: str) -> None:
-        self._ledger.unknown(reply, part, reason=reason)
+    def _unknown(self, reply: Reply, part: PartEntry, reason: str) -> bool:
+        """Lists the part, unless a receipt came first: then the next one may follow."""
+        if self._ledger.unknown(reply, part, reason=reason).state == "sent":
+            return True
         count("UnknownSends", provider=reply.provider, reason=reason)
         log("ERROR", "outcome_unknown", id=reply.id.part(part.number), reason=reason)
+        return False
 
     def _close(self, reply: Reply, outcome: str) -> Reply:
         closed = self._ledger.close(reply, outcome)
@@ -299,7 +303,8 @@ class Sender:
             "inbound": self._settings.reply_max_age,
             "outgoing": self._settings.message_max_age,
         }
-        return self._runtime.now() - reply.received_at > limits[reply.kind]
+        limit = CONFIRMATION_MAX_AGE if reply.confirmation else limits[reply.kind]
+        return self._runtime.now() - reply.received_at > limit
 
 
 def _readable(envelope: Envelope) -> InboundMessage | OutgoingMessage:

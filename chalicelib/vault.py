@@ -67,7 +67,7 @@ class Vault:
         secret_id = f"spillway/{self._stage}/{name}"
         client = self._runtime.secretsmanager
         try:
-            text = client.get_secret_value(SecretId=secret_id)["SecretString"]
+            text = client.get_secret_value(SecretId=secret_id).get("SecretString", "")
         except client.exceptions.ResourceNotFoundException:
             raise SecretError(
                 f"{secret_id}: no such secret in Secrets Manager; create it"

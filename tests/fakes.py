@@ -6,13 +6,21 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import boto3
 import httpx
+import pytest
+from botocore.exceptions import ClientError, ReadTimeoutError
+from moto import mock_aws
+from moto.dynamodb.models import dynamodb_backends
 
 from chalicelib.config import Settings, load
+from chalicelib.messages import InboundMessage, Keys, MessageId, OutgoingMessage
+from chalicelib.queues import Envelope, Kind
 from chalicelib.runtime import Runtime
 
 T = TypeVar("T")
@@ -20,6 +28,7 @@ T = TypeVar("T")
 HASH_KEY = "a hash key of the tests, long enough"
 OURS = "+14155550123"
 THEIRS = "+14155550100"
+TEXT = "Is the heron awake?"
 NOW = 1_790_000_000.0
 SECRETS: dict[str, Any] = {
     "keys": {"hash_key": HASH_KEY},
@@ -203,3 +212,145 @@ def settings(function: str, **variables: str) -> Settings:
             **variables,
         }
     )
+
+
+# --- the table under a test's hand -------------------------------------------------------------
+
+
+@contextmanager
+def one_table() -> Iterator[Any]:
+    """A client of the table of stage `test`, for a whole module of tests: making both is what takes
+    time."""
+    with mock_aws():
+        client: Any = boto3.client("dynamodb", region_name="us-east-1")
+        client.create_table(
+            TableName="spillway-test",
+            BillingMode="PAY_PER_REQUEST",
+            KeySchema=[
+                {"AttributeName": "pk", "KeyType": "HASH"},
+                {"AttributeName": "sk", "KeyType": "RANGE"},
+            ],
+            AttributeDefinitions=[
+                {"AttributeName": "pk", "AttributeType": "S"},
+                {"AttributeName": "sk", "AttributeType": "S"},
+            ],
+        )
+        yield client
+
+
+def on_empty_table(client: Any) -> FakeRuntime:
+    """A runtime on the table of `one_table`, emptied, with every call to it through a `Tapped`."""
+    dynamodb_backends["123456789012"]["us-east-1"].tables["spillway-test"].items.clear()
+    runtime = FakeRuntime()
+    runtime.__dict__["dynamodb"] = Tapped(client)
+    return runtime
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The call is made, and its answer is lost."""
+
+    error: BaseException
+
+
+class Tapped:
+    """A client of boto3's, every call of which is written down, and goes wrong where `next` says.
+
+    `next` has for an operation what its next calls do: None passes, an exception is raised instead
+    of the call, `Lost` after it, a function is called before it (somebody else comes between).
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self.exceptions = client.exceptions
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.next: dict[str, Iterator[Exception | Lost | Callable[[], object] | None]] = {}
+
+    def writes(self) -> list[str]:
+        """The writing calls so far, by operation."""
+        return [name for name, _ in self.calls if name in ("put_item", "update_item")]
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(**arguments: Any) -> Any:
+            self.calls.append((name, arguments))
+            turn = next(self.next.get(name, iter(())), None)
+            if isinstance(turn, Exception):
+                raise turn
+            if callable(turn):
+                turn()
+            answer = getattr(self._client, name)(**arguments)
+            if isinstance(turn, Lost):
+                raise turn.error
+            return answer
+
+        return call
+
+
+def tapped(runtime: FakeRuntime) -> Tapped:
+    """The tap of a runtime made by `on_empty_table`."""
+    client: Any = runtime.dynamodb
+    assert isinstance(client, Tapped)
+    return client
+
+
+def no_answer() -> Exception:
+    """What botocore raises where a call may or may not have been served."""
+    return ReadTimeoutError(endpoint_url="https://dynamodb.example.com")
+
+
+def aws_error(code: str, operation: str = "UpdateItem") -> ClientError:
+    """A refusal of AWS. Its text repeats what was asked, as some do."""
+    return ClientError({"Error": {"Code": code, "Message": f"{TEXT} {THEIRS}"}}, operation)
+
+
+# --- messages, and what may be said of them ----------------------------------------------------
+
+
+def inbound(text: str = TEXT, *, id_: str = "SM1", theirs: str = THEIRS, **fields: Any) -> Envelope:
+    """A text of theirs to us, as the receiver puts it on the outbound queue."""
+    values: dict[str, Any] = {"provider": "twilio", "account": "AC1", "received_at": NOW, **fields}
+    message = InboundMessage(id=id_, sender=theirs, recipient=OURS, text=text, **values)
+    return _envelope("inbound", message, message.received_at, ("twilio", "AC1", id_))
+
+
+def outgoing(
+    text: str = TEXT, *, key: str = "k1", theirs: str = THEIRS, received_at: float = NOW
+) -> Envelope:
+    """A text that a client of ours asked us to send."""
+    message = OutgoingMessage("twilio", OURS, theirs, text)
+    return _envelope("outgoing", message, received_at, ("api", "api", key))
+
+
+def _envelope(
+    kind: Kind,
+    message: InboundMessage | OutgoingMessage,
+    received_at: float,
+    source: tuple[str, str, str],
+) -> Envelope:
+    keys = Keys(HASH_KEY)
+    conversation = keys.conversation(message.ours, message.theirs)
+    return Envelope(
+        kind,
+        conversation,
+        str(MessageId(conversation, keys.message(*source))),
+        received_at,
+        asdict(message),
+        callback_url="https://sms.example.com/webhooks/twilio/signed",
+    )
+
+
+def logged(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    """The log lines since the last call, after a look that none says what must not be said.
+
+    Every number of the tests begins with +1415555, and every text and error has the word heron.
+    """
+    output = "".join(capsys.readouterr())
+    secrets = [HASH_KEY, *SECRETS["twilio"]["auth_tokens"], SECRETS["telnyx"]["api_key"]]
+    for unsaid in ("415555", "heron", *secrets):
+        assert unsaid.lower() not in output.lower()
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def events(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the lines are about, without the metrics."""
+    return [line["event"] for line in lines if "event" in line]

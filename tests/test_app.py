@@ -27,12 +27,17 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
     """A receiver behind the app's routes; its world is the test's."""
     runtime = FakeRuntime()
     runtime.vault.held["telnyx"] = {"api_key": "KEY", "public_keys": [TelnyxKey.public]}
-    receiver = Receiver(runtime, settings("receiver"))
-    monkeypatch.setattr(app_module, "function", {"receiving": receiver}.__getitem__)
+    restart(runtime, monkeypatch)
     monkeypatch.setenv(
         "CREDENTIAL_HASHES", json.dumps({"twilio": [hash_of(TWILIO)], "api": [hash_of(TOKEN)]})
     )
     return runtime
+
+
+def restart(runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fresh receiver, which has seen no secret yet."""
+    receiver = Receiver(runtime, settings("receiver"))
+    monkeypatch.setattr(app_module, "function", {"receiving": receiver}.__getitem__)
 
 
 def call(event: dict[str, Any]) -> tuple[int, dict[str, str], str]:
@@ -85,10 +90,16 @@ def event_of(vector: dict[str, Any], provider: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("encoded", [False, True], ids=["text", "base64"])
 @pytest.mark.parametrize("vector", vectors("twilio"))
-def test_twilio_vectors(vector: dict[str, Any], encoded: bool, runtime: FakeRuntime) -> None:
+def test_twilio_vectors(
+    vector: dict[str, Any],
+    encoded: bool,
+    runtime: FakeRuntime,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     if why := carried(vector):
         pytest.skip(why)
     runtime.vault.held["twilio"] = {"account_sid": "AC", "auth_tokens": [vector["secret"]]}
+    restart(runtime, monkeypatch)
     event = event_of(vector, "twilio")
     if encoded:
         event["body"] = base64.b64encode(vector["body"].encode()).decode()
@@ -99,11 +110,14 @@ def test_twilio_vectors(vector: dict[str, Any], encoded: bool, runtime: FakeRunt
 
 
 @pytest.mark.parametrize("vector", vectors("telnyx"))
-def test_telnyx_vectors(vector: dict[str, Any], runtime: FakeRuntime) -> None:
+def test_telnyx_vectors(
+    vector: dict[str, Any], runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if why := carried(vector):
         pytest.skip(why)
     runtime.vault.held["telnyx"] = {"api_key": "KEY", "public_keys": [vector["public_key"]]}
     runtime.clock = float(vector["now"])
+    restart(runtime, monkeypatch)
     status, _, _ = call(event_of(vector, "telnyx"))
     assert status == (200 if vector["valid"] else 403)
     assert bool(sent(runtime, "processing")) == vector["valid"]
@@ -221,9 +235,26 @@ def test_a_queue_that_refuses_makes_the_provider_come_again(
     assert_says_nothing(capsys.readouterr().out)
 
 
+def test_a_secret_that_is_not_there_yet_is_no_refusal(
+    runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN a deployment that lacks one provider's secret
+    held = runtime.vault.held.pop("twilio")
+    restart(runtime, monkeypatch)
+    # THEN that provider is to come again, and the others are served
+    event = twilio_event({"Body": "hello", "MessageSid": "SM1"})
+    assert call(event)[0] == 503
+    assert call(telnyx_event())[0] == 200
+    # AND once the secret is there, it is served too
+    runtime.vault.held["twilio"] = held
+    assert call(event)[0] == 200
+
+
 def test_secrets_manager_down_is_no_refusal(runtime: FakeRuntime) -> None:
     runtime.vault.fails = ConnectTimeoutError(endpoint_url="https://secrets")
-    assert call(twilio_event({"Body": "hello", "MessageSid": "SM1"}))[0] == 503
+    runtime.clock += 3600
+    assert call(twilio_event({"Body": "hello", "MessageSid": "SM1"}))[0] == 200
+    assert call(twilio_event({"Body": "hello", "MessageSid": "SM2"}, token="bad"))[0] == 503
 
 
 def assert_says_nothing(output: str) -> None:

@@ -46,7 +46,7 @@ class NotOnLambda:
             raise ModuleNotFoundError(f"{name} is not on Lambda", name=name)
 
 from importlib.metadata import packages_distributions
-INSTALLED = set(packages_distributions()) - {"app", "chalicelib", "spillway"}
+INSTALLED = set(packages_distributions()) - {"app", "chalicelib"} | {"spillway"}
 sys.meta_path.insert(0, NotOnLambda())
 before = set(sys.modules)
 import app

@@ -185,9 +185,12 @@ def post(http: Http, url: str, **arguments: Any) -> httpx.Response:
 
 
 def retry_after(response: httpx.Response) -> float | None:
-    """The seconds of a `Retry-After` header, or None. A date is not honoured: clocks differ."""
+    """The seconds of a `Retry-After` header, from 1 to 12 hours, or None. A date is not honoured:
+    clocks differ."""
     value = response.headers.get("retry-after", "")
-    return min(float(value), 43_200.0) if value.isascii() and value.isdigit() else None
+    if not (value.isascii() and value.isdigit()):
+        return None
+    return min(max(float(value), 1.0), 43_200.0)
 
 
 def _words(name: str) -> str:

@@ -137,15 +137,21 @@ class Environments:
         ]
         return "\n".join(lines) + "\n"
 
-    def local(self, pids: Mapping[str, int]) -> dict[str, Any]:
-        """`.spillway/local.json`."""
+    def where(self) -> dict[str, Any]:
+        """The base URLs, and our numbers by provider."""
         return {
             "webhook": self.webhook,
             "page": self.page,
             "aws": self.aws,
+            "numbers": self.numbers(),
+        }
+
+    def local(self, pids: Mapping[str, int]) -> dict[str, Any]:
+        """`.spillway/local.json`."""
+        return {
+            **self.where(),
             "credentials": self.keys.credentials,
             "secrets": self.keys.secrets,
-            "numbers": self.numbers(),
             "pids": pids,
         }
 

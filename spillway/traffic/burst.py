@@ -83,7 +83,9 @@ class Count:
 
 
 def burst(
-    messages: Annotated[int, typer.Option(metavar="N", min=1, max=1_000_000)] = 1000,
+    messages: Annotated[
+        int, typer.Option(metavar="N", min=1, max=1_000_000, help="How many texts.")
+    ] = 1000,
     conversations: Annotated[
         int | None,
         typer.Option(metavar="M", min=1, help="Between how many pairs of numbers. [N / 10]"),
@@ -95,10 +97,12 @@ def burst(
     provider: Annotated[str, typer.Option(metavar="NAME", help="twilio, telnyx, or mix.")] = "mix",
     as_json: Annotated[bool, typer.Option("--json", help="The count as one JSON object.")] = False,
 ) -> None:
-    """Send many texts at once to the local stack, wait until all is quiet, and count.
+    """Send many texts at once, wait until all is quiet, and count.
 
-    Ends with 1 if a message that was acknowledged is lost or was answered twice. Needs a local run
-    (make run).
+    Signed webhooks go to the local stack as fast as its door takes them; then
+    each message is looked for in the table, the archive and the outbox. Ends
+    with 1 if one that was acknowledged is lost or was answered twice. Needs a
+    local run (make run).
     """
     local = Folder().running()
     names = list(local["numbers"]) if provider == "mix" else [provider]

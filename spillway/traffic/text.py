@@ -33,10 +33,11 @@ def text(
     ] = 30.0,
     as_json: Annotated[bool, typer.Option("--json", help="The steps as one JSON object.")] = False,
 ) -> None:
-    """Send one text through a simulated provider and watch it being answered.
+    """Send one text and watch it being answered.
 
-    Each step is shown with the time since the text was sent. Needs a local run (make run). Ends
-    with 1 if the text was refused or has no answer, nor a reason for none, in time.
+    It goes through a simulated provider to the local stack; each step is shown
+    with the time since it was sent. Ends with 1 if the text was refused, or
+    has no answer, nor a reason for none, in time. Needs a local run (make run).
     """
     local = Folder().running()
     if provider not in local["numbers"]:

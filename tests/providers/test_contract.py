@@ -408,6 +408,9 @@ COMMON_CASES = {
     "429, 7 s": Case(
         answers(429, LEAK, **{"Retry-After": "7"}), Throttled, "throttled", retry_after=7.0
     ),
+    "429, at once": Case(
+        answers(429, LEAK, **{"Retry-After": "0"}), Throttled, "throttled", retry_after=1.0
+    ),
     "429, a date": Case(
         answers(429, LEAK, **{"Retry-After": "Fri, 20 Nov 2026 10:00:00 GMT"}),
         Throttled,

@@ -1,0 +1,189 @@
+"""The list of a brand on the table: who wants no texts of ours, and how we know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from botocore.exceptions import ReadTimeoutError
+
+from chalicelib.consent import ConsentList
+from chalicelib.messages import ConsentEvent, Keys
+from chalicelib.table import Conflict, Table
+from tests.fakes import (
+    HASH_KEY,
+    NOW,
+    THEIRS,
+    FakeRuntime,
+    Lost,
+    aws_error,
+    logged,
+    no_answer,
+    on_empty_table,
+    one_table,
+    tapped,
+)
+
+
+@pytest.fixture(scope="module")
+def dynamodb() -> Iterator[Any]:
+    with one_table() as client:
+        yield client
+
+
+@pytest.fixture
+def runtime(dynamodb: Any) -> FakeRuntime:
+    return on_empty_table(dynamodb)
+
+
+@pytest.fixture(autouse=True)
+def _says_nothing(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
+    yield
+    logged(capsys)
+
+
+def consent(runtime: FakeRuntime, brand: str = "default") -> ConsentList:
+    return ConsentList(Table(runtime, "test"), Keys(HASH_KEY), brand)
+
+
+def say(
+    runtime: FakeRuntime, event: ConsentEvent, at: float = NOW, *, words: str = "Stop, heron"
+) -> bool:
+    return consent(runtime).record(
+        THEIRS, event, at, words=words, source="twilio", id_=f"{event} at {at - NOW:g}"
+    )
+
+
+def entry(runtime: FakeRuntime) -> dict[str, Any]:
+    (item,) = runtime.dynamodb.scan(TableName="spillway-test")["Items"]
+    found = Table(runtime, "test").get((item["pk"]["S"], item["sk"]["S"]))
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("said", "opted_out"),
+    [
+        pytest.param([], False, id="nothing"),
+        pytest.param([("stop", 0)], True, id="stop"),
+        pytest.param([("start", 0)], False, id="start"),
+        pytest.param([("help", 0)], False, id="help"),
+        pytest.param([("stop", 0), ("help", 9)], True, id="help changes nothing"),
+        pytest.param([("stop", 0), ("start", 9)], False, id="start again"),
+        pytest.param([("start", 0), ("stop", 9)], True, id="stop again"),
+        pytest.param([("stop", 0), ("start", 2)], True, id="a tie: stop wins"),
+        pytest.param([("start", 2), ("stop", 0)], True, id="a tie, in the other order"),
+        pytest.param([("stop", 0), ("start", 2.5)], False, id="no tie any more"),
+        pytest.param([("stop", 9), ("start", 0)], True, id="a start out of a dead-letter queue"),
+        pytest.param([("start", 9), ("stop", 0)], False, id="a stop out of a dead-letter queue"),
+        pytest.param([("stop", 0), ("stop", 9), ("start", 5)], True, id="a stop is moved on"),
+    ],
+)
+def test_what_was_said_last_counts(
+    runtime: FakeRuntime, said: list[tuple[ConsentEvent, float]], opted_out: bool
+) -> None:
+    for event, after in said:
+        say(runtime, event, NOW + after)
+    assert consent(runtime).opted_out(THEIRS) is opted_out
+
+
+def test_an_event_says_whether_it_took_effect(runtime: FakeRuntime) -> None:
+    assert say(runtime, "stop", NOW)
+    assert say(runtime, "stop", NOW)  # the same once more: processing, then the sender
+    assert not say(runtime, "start", NOW + 1)
+    assert not say(runtime, "help", NOW + 9)
+    assert say(runtime, "start", NOW + 9)
+
+
+def test_evidence_is_kept_without_the_number_and_without_an_end(runtime: FakeRuntime) -> None:
+    say(runtime, "start", NOW - 60)
+    say(runtime, "stop", NOW + 0.5, words="Stop " + "heron " * 100)
+    item = entry(runtime)
+    assert item.pop("pk") == f"P#default#{Keys(HASH_KEY).number(THEIRS)}"
+    assert item == {
+        "sk": "CONSENT",
+        "event": "stop",
+        "at": NOW + 0.5,
+        "words": ("Stop " + "heron " * 100)[:160],
+        "source": "twilio",
+        "id": "stop at 0.5",
+    }
+
+
+def test_the_list_is_the_brands_and_the_numbers(runtime: FakeRuntime) -> None:
+    say(runtime, "stop")
+    assert not consent(runtime).opted_out(THEIRS[:-1] + "9")
+    assert not consent(runtime, "other").opted_out(THEIRS)
+
+
+@pytest.mark.parametrize(
+    ("mine", "between", "opted_out"),
+    [
+        pytest.param(("start", 9), ("stop", 10), True, id="a later stop comes between"),
+        pytest.param(("stop", 10), ("start", 9), True, id="an earlier start comes between"),
+        pytest.param(("stop", 0), ("start", 9), False, id="a later start comes between"),
+        pytest.param(("start", 9), ("stop", 8), True, id="a tie comes between"),
+    ],
+)
+@pytest.mark.parametrize("before", [None, ("stop", -60), ("start", -60)])
+def test_an_event_that_comes_between_read_and_write_is_not_lost(
+    runtime: FakeRuntime,
+    before: tuple[ConsentEvent, float] | None,
+    mine: tuple[ConsentEvent, float],
+    between: tuple[ConsentEvent, float],
+    opted_out: bool,
+) -> None:
+    # GIVEN what was recorded long ago, or nothing
+    if before is not None:
+        say(runtime, before[0], NOW + before[1])
+
+    # WHEN somebody else writes after I have read
+    operation = "put_item" if before is None else "update_item"
+    tapped(runtime).next[operation] = iter([lambda: say(runtime, between[0], NOW + between[1])])
+    say(runtime, mine[0], NOW + mine[1])
+
+    # THEN the later of the two is there, a STOP where they tie
+    assert consent(runtime).opted_out(THEIRS) is opted_out
+
+
+def test_a_stop_is_not_lost_where_the_entry_is_erased_meanwhile(runtime: FakeRuntime) -> None:
+    # GIVEN an entry that somebody erases after it was read
+    say(runtime, "start", NOW - 60)
+    key = {"pk": {"S": entry(runtime)["pk"]}, "sk": {"S": "CONSENT"}}
+
+    def erase() -> None:
+        runtime.dynamodb.delete_item(TableName="spillway-test", Key=key)
+
+    tapped(runtime).next["update_item"] = iter([erase])
+
+    # THEN nobody is told that it is recorded, and the next try records it
+    with pytest.raises(Conflict):
+        say(runtime, "stop")
+    assert say(runtime, "stop")
+    assert consent(runtime).opted_out(THEIRS)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_an_event_whose_answer_was_lost_is_written_again(
+    runtime: FakeRuntime, before: bool
+) -> None:
+    if before:
+        say(runtime, "start", NOW - 60)
+    tap = tapped(runtime)
+    tap.next["put_item"] = tap.next["update_item"] = iter([Lost(no_answer())])
+    with pytest.raises(ReadTimeoutError):
+        say(runtime, "stop")
+    assert say(runtime, "stop")
+    assert consent(runtime).opted_out(THEIRS)
+
+
+@pytest.mark.parametrize("operation", ["get_item", "put_item"])
+def test_a_table_that_is_down_is_no_consent(runtime: FakeRuntime, operation: str) -> None:
+    down = aws_error("InternalServerError")
+    tapped(runtime).next[operation] = iter([down, down])
+    with pytest.raises(Exception, match="InternalServerError"):
+        say(runtime, "stop")
+    if operation == "get_item":
+        with pytest.raises(Exception, match="InternalServerError"):
+            consent(runtime).opted_out(THEIRS)

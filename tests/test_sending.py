@@ -1,0 +1,1067 @@
+"""The sending function: what becomes of a message, whatever fails and whenever it dies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain, repeat
+from typing import Any
+
+import httpx
+import pytest
+
+from chalicelib.consent import ConsentList
+from chalicelib.ledger import DAY, Ledger, PartEntry, Reply
+from chalicelib.messages import ConsentEvent, DeliveryReceipt, Keys, Media, MessageId, Part
+from chalicelib.providers.base import (
+    CannotTell,
+    Http,
+    OutcomeUnknown,
+    Provider,
+    Rejected,
+    Secrets,
+    Sent,
+    Throttled,
+    Unavailable,
+)
+from chalicelib.queues import Envelope
+from chalicelib.sending import CONFIRMATION_MAX_AGE, Sender
+from chalicelib.table import Table
+from tests.fakes import (
+    HASH_KEY,
+    NOW,
+    OURS,
+    SECRETS,
+    TEXT,
+    THEIRS,
+    Context,
+    FakeRuntime,
+    Lost,
+    aws_error,
+    events,
+    inbound,
+    logged,
+    no_answer,
+    on_empty_table,
+    one_table,
+    outgoing,
+    settings,
+    sqs_event,
+    tapped,
+)
+
+API = "https://replies.example.com/v1"
+STOPPED = "No more herons."
+Turn = BaseException | Callable[[], object] | None
+Build = Callable[..., "World"]
+
+
+class Died(BaseException):
+    """The end of a process: nothing after it is run."""
+
+
+class Carrier(Provider):
+    """A provider that takes what it is given, or does what `next` says, call by call."""
+
+    name = "twilio"
+    signed = True
+    idempotent = False
+    answers_stop = False
+    max_length = 100
+    default_api_url = "https://carrier.example.com"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[Part] = []
+        self.secrets: list[Secrets] = []
+        self.next: Iterator[Turn] = iter(())
+
+    def send(self, part: Part, secrets: Secrets, http: Http) -> Sent:
+        self.parts.append(part)
+        self.secrets.append(secrets)
+        turn = next(self.next, None)
+        if isinstance(turn, BaseException):
+            raise turn
+        if turn is not None:
+            turn()
+        return Sent(f"SM-{len(self.parts)}")
+
+    def find_sent(self, part: Part, secrets: Secrets, http: Http) -> CannotTell:
+        raise NotImplementedError
+
+    def verify(self, request: object, secrets: object) -> None:
+        raise NotImplementedError
+
+    def parse(self, request: object) -> list[Any]:
+        raise NotImplementedError
+
+    def acknowledge(self) -> Any:
+        raise NotImplementedError
+
+
+class StopAnswering(Carrier):
+    """A provider that confirms STOP, START and HELP itself."""
+
+    answers_stop = True
+
+
+class World:
+    """The sending function with a provider and a reply API, and what can be seen of it."""
+
+    def __init__(self, runtime: FakeRuntime, carrier: Carrier, variables: dict[str, str]) -> None:
+        self.runtime = runtime
+        self.carrier = carrier
+        self.sender = Sender(runtime, settings("sender", **{"STOP_TEXT": STOPPED, **variables}))
+        self.ledger = Ledger(Table(runtime, "test"), runtime, keep_days=400)
+        self.consent = ConsentList(Table(runtime, "test"), Keys(HASH_KEY), "default")
+
+    def receive(self, *messages: Envelope, receives: int = 1, seconds: float = 60) -> list[str]:
+        """One invocation; what it reports as not done."""
+        event = sqs_event([message.body() for message in messages], receives=receives)
+        report = self.sender.handle(event, Context(self.runtime, seconds))
+        assert report is not None
+        return [entry["itemIdentifier"] for entry in report["batchItemFailures"]]
+
+    def reply(self, message: Envelope) -> Reply:
+        id_ = MessageId.parse(message.id)
+        assert id_ is not None
+        reply = self.ledger.find(id_)
+        assert reply is not None
+        return reply
+
+    def part(self, message: Envelope, number: int = 1) -> PartEntry:
+        return (self.reply(message).parts or ())[number - 1]
+
+    def receipt(self, message: Envelope, number: int = 1) -> str:
+        reference = f"{message.id}-{number}"
+        return self.ledger.receive(DeliveryReceipt("twilio", "SM-r", reference, "delivered"))
+
+    def say(self, event: ConsentEvent, at: float = NOW, number: str = THEIRS) -> None:
+        """Somebody says so through another door."""
+        self.consent.record(number, event, at, words="heron", source="test", id_="")
+
+    @property
+    def said(self) -> list[str]:
+        """The texts that the provider was asked to send."""
+        return [part.text for part in self.carrier.parts]
+
+    @property
+    def hidden(self) -> dict[str, int]:
+        return self.runtime.queues.hidden
+
+    def dead(self) -> list[str]:
+        """Why messages are on the dead-letter queue."""
+        copies = self.runtime.queues.sent["outbound-dlq.fifo"]
+        return [copy["MessageAttributes"]["reason"]["StringValue"] for copy in copies]
+
+    def assert_settled(self, message: Envelope) -> None:
+        """However often the message comes again: it is done, and nobody is called."""
+        before = self.said, len(self.runtime.requests), self.reply(message)
+        for _ in range(2):
+            self.runtime.clock += 40
+            assert self.receive(message, receives=5) == []
+        assert before == (self.said, len(self.runtime.requests), self.reply(message))
+
+
+@pytest.fixture(scope="module")
+def dynamodb() -> Iterator[Any]:
+    with one_table() as client:
+        yield client
+
+
+@pytest.fixture
+def runtime(dynamodb: Any) -> FakeRuntime:
+    return on_empty_table(dynamodb)
+
+
+@pytest.fixture
+def build(runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> Build:
+    """Makes the world. `answer`: what the adopter's own code returns, or does; `api`: what the
+    reply API answers, call by call, where there is one."""
+
+    def make(
+        carrier: Carrier | None = None,
+        *,
+        answer: Any = None,
+        api: Sequence[httpx.Response | Exception | Callable[[], httpx.Response]] = (),
+        **variables: str,
+    ) -> World:
+        carrier = carrier or Carrier()
+        monkeypatch.setattr("chalicelib.sending.provider_named", lambda name, url=None: carrier)
+        if answer is not None:
+            monkeypatch.setattr(
+                "chalicelib.sending.own_reply",
+                answer if callable(answer) else lambda message: answer,
+            )
+        if api:
+            variables["REPLY_API_URL"] = API
+            turns = iter(api)
+
+            def respond(request: httpx.Request) -> httpx.Response:
+                turn = next(turns)
+                if isinstance(turn, Exception):
+                    raise turn
+                return turn() if callable(turn) else turn
+
+            monkeypatch.setattr(runtime, "_answer", respond)
+        return World(runtime, carrier, variables)
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _says_nothing(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
+    yield
+    logged(capsys)
+
+
+# --- one text, one answer ----------------------------------------------------------------------
+
+
+def test_a_text_is_answered_once(build: Build) -> None:
+    world, text = build(), inbound()
+    assert world.receive(text) == []
+
+    (part,) = world.carrier.parts
+    reference = f"{text.id}-1"
+    assert part == Part(
+        reference=reference,
+        sender=OURS,
+        recipient=THEIRS,
+        text=f"You wrote: {TEXT}",
+        callback_url=f"https://sms.example.com/webhooks/twilio/signed?reference={reference}",
+        started_at=NOW,
+    )
+    assert world.carrier.secrets == [SECRETS["twilio"]]
+    assert world.part(text).provider_id == "SM-1"
+    assert world.reply(text).state == "sent"
+    world.assert_settled(text)
+
+
+def test_a_one_part_reply_costs_four_writes(build: Build) -> None:
+    world = build()
+    world.receive(inbound())
+    assert world.said
+    assert len(tapped(world.runtime).writes()) <= 4
+
+
+def test_an_outgoing_text_is_sent_as_it_is(build: Build) -> None:
+    world, text = build(api=[AssertionError("nobody is asked")]), outgoing("A heron for you")
+    assert world.receive(text) == []
+    assert world.said == ["A heron for you"]
+    world.assert_settled(text)
+
+
+def test_the_texts_of_a_conversation_are_answered_in_order(build: Build) -> None:
+    # GIVEN a provider that takes nothing of the first for the time being
+    world = build()
+    texts = [inbound(f"heron {number}", id_=f"SM{number}") for number in range(3)]
+    other = inbound("heron 9", id_="SM9", theirs=THEIRS[:-1] + "9")
+    world.carrier.next = iter([Throttled("throttled", retry_after=30)])
+
+    # THEN its successors wait as long, and another conversation does not
+    assert world.receive(*texts, other) == ["m0", "m1", "m2"]
+    assert world.hidden == {"h0": 30, "h1": 30, "h2": 30}
+
+    world.runtime.clock += 30
+    assert world.receive(*texts, receives=2) == []
+    assert world.said == [f"You wrote: heron {n}" for n in (0, 9, 0, 1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("envelope", "reason"),
+    [
+        (replace(inbound(), kind="receipt"), "unexpected_kind"),
+        (replace(inbound(), kind="unreadable", id=""), "unexpected_kind"),
+        (replace(inbound(), id=""), "unexpected_kind"),
+    ],
+    ids=["receipt", "unreadable", "no message id"],
+)
+def test_what_does_not_belong_here_is_dead_lettered(
+    build: Build, envelope: Envelope, reason: str
+) -> None:
+    world = build()
+    assert world.receive(envelope) == []
+    assert (world.dead(), world.said) == ([reason], [])
+
+
+def test_a_provider_that_is_not_configured_is_waited_for(build: Build) -> None:
+    # GIVEN a number whose provider was taken out of PROVIDERS too early
+    assert build(PROVIDERS="telnyx").receive(inbound()) == ["m0"]
+
+    world = build()
+    assert world.receive(inbound(), receives=9) == []
+    assert len(world.said) == 1
+
+
+# --- every error of the provider contract ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "hidden", "state", "entry"),
+    [
+        pytest.param(
+            Rejected("landline", "30006"),
+            None,
+            "failed: landline",
+            {"state": "failed", "error": "30006", "attempt": 0},
+            id="rejected",
+        ),
+        pytest.param(
+            Rejected("rejected"),
+            None,
+            "failed: rejected",
+            {"state": "failed", "error": ""},
+            id="rejected without a code",
+        ),
+        pytest.param(
+            Throttled("throttled", "20429", retry_after=7.0),
+            7,
+            "waiting",
+            {"state": "waiting", "attempt": 1, "owner": "", "lease_until": None},
+            id="throttled, and told until when",
+        ),
+        pytest.param(
+            Throttled("throttled"), 2, "waiting", {"state": "waiting", "attempt": 1}, id="throttled"
+        ),
+        pytest.param(
+            Unavailable("no_connection"),
+            2,
+            "waiting",
+            {"state": "waiting", "attempt": 1},
+            id="no connection",
+        ),
+        pytest.param(
+            Unavailable("credentials", "401"),
+            2,
+            "waiting",
+            {"state": "waiting", "attempt": 1},
+            id="credentials",
+        ),
+        pytest.param(
+            OutcomeUnknown("read_timeout"),
+            None,
+            "unknown",
+            {"state": "unknown", "error": "read_timeout", "attempt": 0},
+            id="unknown",
+        ),
+        pytest.param(
+            ValueError(f"heron {THEIRS}"),
+            None,
+            "unknown",
+            {"state": "unknown", "error": "unexpected_error"},
+            id="a bug around the call",
+        ),
+    ],
+)
+def test_what_becomes_of_an_error(
+    build: Build, error: Exception, hidden: int | None, state: str, entry: dict[str, Any]
+) -> None:
+    # GIVEN a provider that fails once
+    world, text = build(), inbound()
+    world.carrier.next = iter([error])
+
+    # THEN the ledger and the queue say so
+    assert world.receive(text) == ([] if hidden is None else ["m0"])
+    assert world.hidden == ({} if hidden is None else {"h0": hidden})
+    assert world.reply(text).state == state
+    found = world.part(text)
+    assert {name: getattr(found, name) for name in entry} == entry
+
+    # AND it is sent again only where it was certainly not taken
+    if hidden is not None:
+        world.runtime.clock += hidden
+        assert world.receive(text, receives=2) == []
+        assert len(world.said) == 2
+        assert world.reply(text).state == "sent"
+    world.assert_settled(text)
+
+
+@pytest.mark.parametrize(
+    ("answer", "hidden", "state"),
+    [
+        (httpx.Response(201, json={"sid": "SM1"}), None, "sent"),
+        (httpx.Response(400, json={"code": 21610}), None, "failed: opted_out"),
+        (httpx.Response(429, headers={"Retry-After": "7"}), 7, "waiting"),
+        (httpx.Response(401, json={"code": 20003}), 2, "waiting"),
+        (httpx.Response(500), None, "unknown"),
+        (httpx.Response(201, text="heron"), None, "unknown"),
+        (httpx.ConnectError("heron"), 2, "waiting"),
+        (httpx.ConnectTimeout("heron"), 2, "waiting"),
+        (httpx.PoolTimeout("heron"), 2, "waiting"),
+        (httpx.ReadTimeout("heron"), None, "unknown"),
+        (httpx.WriteTimeout("heron"), None, "unknown"),
+        (httpx.RemoteProtocolError("heron"), None, "unknown"),
+    ],
+    ids=lambda one: (
+        str(getattr(one, "status_code", None) or one)
+        if isinstance(one, httpx.Response)
+        else str(type(one).__name__ if isinstance(one, Exception) else one)
+    ),
+)
+def test_twilios_answers_end_in_the_same_states(
+    runtime: FakeRuntime,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: httpx.Response | Exception,
+    hidden: int | None,
+    state: str,
+) -> None:
+    def respond(request: httpx.Request) -> httpx.Response:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(runtime, "_answer", respond)
+    world, text = World(runtime, Carrier(), {}), inbound()
+    assert world.receive(text) == ([] if hidden is None else ["m0"])
+    assert world.hidden == ({} if hidden is None else {"h0": hidden})
+    assert world.reply(text).state == state
+    assert len(runtime.requests) == 1
+
+
+def test_credentials_that_are_refused_are_looked_up_again(build: Build) -> None:
+    # GIVEN secrets that were read a while ago and have been rotated since
+    world = build()
+    world.receive(inbound(id_="SM0"))
+    rotated = {**SECRETS["twilio"], "auth_tokens": ["a token of the tests, rotated"]}
+    world.runtime.vault.held["twilio"] = rotated
+    world.runtime.clock += 60
+
+    # WHEN the old ones are refused
+    text = inbound(id_="SM1")
+    world.carrier.next = iter([Unavailable("credentials", "401")])
+    assert world.receive(text) == ["m0"]
+
+    # THEN the next attempt has the new ones
+    assert world.receive(text, receives=2) == []
+    assert world.carrier.secrets == [SECRETS["twilio"], SECRETS["twilio"], rotated]
+
+
+@pytest.mark.parametrize("broken", ["missing", "down"])
+def test_without_secrets_nothing_is_claimed(build: Build, broken: str) -> None:
+    world, text = build(), inbound()
+    if broken == "missing":
+        del world.runtime.vault.held["twilio"]
+    else:
+        world.runtime.vault.fails = aws_error("InternalServiceError", "GetSecretValue")
+    assert world.receive(text) == ["m0"]
+    assert (world.said, world.part(text).state, world.part(text).attempt) == ([], "waiting", 0)
+
+
+# --- deaths ------------------------------------------------------------------------------------
+
+
+def test_a_claim_whose_owner_died_is_waited_for_and_then_unknown(build: Build) -> None:
+    # GIVEN a process that dies while the provider has the request
+    world, text = build(), inbound()
+    world.carrier.next = iter([Died()])
+    with pytest.raises(Died):
+        world.receive(text, seconds=60)
+
+    # THEN nobody else sends while it might live: until its deadline and a margin
+    world.runtime.clock += 10
+    assert world.receive(text, receives=2) == ["m0"]
+    assert world.hidden == {"h0": 56}
+
+    # AND afterwards it is for evidence or for a person
+    world.runtime.clock += 56
+    assert world.receive(text, receives=3) == []
+    assert (world.reply(text).state, world.part(text).error) == ("unknown", "lease_ended")
+    assert len(world.said) == 1
+    world.assert_settled(text)
+
+
+@pytest.mark.parametrize(
+    ("operation", "nth", "landed", "calls", "state"),
+    [
+        pytest.param("put_item", 1, False, 1, "sent", id="before it is opened"),
+        pytest.param("put_item", 1, True, 1, "sent", id="after it is opened"),
+        pytest.param("update_item", 1, False, 1, "sent", id="before the words"),
+        pytest.param("update_item", 1, True, 1, "sent", id="after the words"),
+        pytest.param("update_item", 2, False, 1, "sent", id="before the claim"),
+        pytest.param("update_item", 2, True, 0, "unknown", id="after the claim"),
+        pytest.param("update_item", 3, False, 1, "unknown", id="before the outcome"),
+        pytest.param("update_item", 3, True, 1, "sent", id="after the outcome"),
+    ],
+)
+def test_a_death_at_any_write_never_sends_twice(
+    build: Build, operation: str, nth: int, landed: bool, calls: int, state: str
+) -> None:
+    # GIVEN a process that dies just before or just after one of its writes
+    world, text = build(), inbound()
+
+    def die() -> None:
+        raise Died
+
+    turn = Lost(Died()) if landed else die
+    tapped(world.runtime).next[operation] = iter([*[None] * (nth - 1), turn])
+    with pytest.raises(Died):
+        world.receive(text)
+
+    # WHEN it comes again, at once and when the claim has ended
+    for receives in (2, 3):
+        world.receive(text, receives=receives)
+        world.runtime.clock += 70
+    assert world.receive(text, receives=4) == []
+
+    # THEN it was sent once, or nobody knows: never twice
+    assert (len(world.said), world.reply(text).state) == (calls, state)
+    world.assert_settled(text)
+
+
+def test_two_deliveries_at_once_send_once(build: Build) -> None:
+    # GIVEN the same message handed to a second worker while the first is calling the provider
+    world, text = build(), inbound()
+    second: list[list[str]] = []
+    world.carrier.next = iter([lambda: second.append(world.receive(text, receives=2))])
+
+    assert world.receive(text) == []
+
+    # THEN the second waits for the first
+    assert (second, len(world.said)) == ([["m0"]], 1)
+    world.assert_settled(text)
+
+
+@pytest.mark.parametrize("failure", [aws_error("InternalServerError"), Lost(no_answer())])
+def test_an_outcome_is_written_as_soon_as_the_table_takes_it(
+    build: Build, failure: Exception | Lost
+) -> None:
+    # GIVEN a table that fails twice when the outcome is written, or writes and does not answer
+    world, text = build(), inbound()
+    tapped(world.runtime).next["update_item"] = iter([None, None, failure, failure])
+    assert world.receive(text) == []
+    assert (world.reply(text).state, len(world.said)) == ("sent", 1)
+    assert world.runtime.clock > NOW
+    world.assert_settled(text)
+
+
+@pytest.mark.parametrize("proven", [False, True], ids=["no receipt", "a receipt comes"])
+def test_an_outcome_that_cannot_be_written_is_unknown_unless_proven(
+    build: Build, proven: bool
+) -> None:
+    # GIVEN a table that takes no outcome until the invocation ends
+    world, text = build(), inbound()
+    down = aws_error("InternalServerError")
+    tapped(world.runtime).next["update_item"] = chain([None, None], repeat(down))
+    assert world.receive(text) == ["m0"]
+    assert NOW + 30 < world.runtime.clock < NOW + 60
+    tapped(world.runtime).next.clear()
+
+    # WHEN the message comes again
+    if proven:
+        assert world.receipt(text) == "recorded"
+    else:
+        assert world.receive(text, receives=2) == ["m0"]
+        world.runtime.clock = NOW + 66
+    assert world.receive(text, receives=3) == []
+
+    # THEN what is known is what is said
+    assert world.reply(text).state == ("delivered" if proven else "unknown")
+    world.assert_settled(text)
+    assert len(world.said) == 1
+
+
+@pytest.mark.parametrize("error", [Rejected("landline"), Throttled("throttled", retry_after=1)])
+def test_an_outcome_other_than_sent_that_cannot_be_written_is_never_sent_again(
+    build: Build, error: Exception
+) -> None:
+    # GIVEN a table that fails just then
+    world, text = build(), inbound()
+    world.carrier.next = iter([error])
+    tapped(world.runtime).next["update_item"] = iter([None, None, aws_error("InternalServerError")])
+    assert world.receive(text) == ["m0"]
+    world.runtime.clock += 70
+    assert world.receive(text, receives=2) == []
+    assert (world.reply(text).state, len(world.said)) == ("unknown", 1)
+
+
+# --- what to say -------------------------------------------------------------------------------
+
+
+def answered(status: int = 200, **body: Any) -> httpx.Response:
+    return httpx.Response(status, json=body)
+
+
+@pytest.mark.parametrize(
+    ("answer", "parts"),
+    [
+        (answered(text="One heron"), [("One heron", ())]),
+        (answered(texts=["One heron", "Two"]), [("One heron", ()), ("Two", ())]),
+        (answered(text="One heron", texts=["Two"]), [("One heron", ()), ("Two", ())]),
+        (answered(media=["https://a.example.com/1"]), [("", ("https://a.example.com/1",))]),
+        (
+            answered(text="One heron", media=["https://a.example.com/1"]),
+            [("One heron", ("https://a.example.com/1",))],
+        ),
+        (
+            answered(text="heron " * 30),
+            [("heron " * 15 + "heron", ()), ("heron " * 13 + "heron", ())],
+        ),
+        (answered(text="One heron", mood="good"), [("One heron", ())]),
+        (answered(text="One\r\nhe\x00ron"), [("One\nheron", ())]),
+    ],
+    ids=["text", "texts", "both", "media", "text and media", "split", "more fields", "normalised"],
+)
+def test_answers_of_the_reply_api(
+    build: Build, answer: httpx.Response, parts: list[tuple[str, tuple[str, ...]]]
+) -> None:
+    world, text = build(api=[answer]), inbound()
+    assert world.receive(text) == []
+    assert [(part.text, part.media) for part in world.carrier.parts] == parts
+    assert world.reply(text).state == "sent"
+    world.assert_settled(text)
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [
+        (answered(), "no_reply"),
+        (answered(text=None), "no_reply"),
+        (answered(text=""), "no_reply"),
+        (answered(text=" \n"), "no_reply"),
+        (answered(texts=[]), "no_reply"),
+        (httpx.Response(204), "no_reply"),
+        (answered(400), "refused_by_reply_api: 400"),
+        (answered(404), "refused_by_reply_api: 404"),
+        (answered(422, text="heron"), "refused_by_reply_api: 422"),
+        (answered(text="heron" * 61), "failed: too_long"),
+    ],
+)
+def test_answers_that_end_in_silence(build: Build, answer: httpx.Response, outcome: str) -> None:
+    world, text = build(api=[answer]), inbound()
+    assert world.receive(text) == []
+    assert world.reply(text).state == outcome
+    assert world.said == []
+    world.assert_settled(text)
+
+
+@pytest.mark.parametrize(
+    ("answer", "hidden"),
+    [
+        (answered(500), 2),
+        (answered(503), 2),
+        (answered(401), 2),
+        (answered(403), 2),
+        (answered(408), 2),
+        (answered(429), 2),
+        (httpx.Response(429, headers={"Retry-After": "7"}), 7),
+        (httpx.Response(503, headers={"Retry-After": "70"}), 70),
+        (httpx.Response(302, headers={"Location": "https://a.example.com"}), 2),
+        (httpx.ConnectError("heron"), 2),
+        (httpx.ReadTimeout("heron"), 2),
+        (httpx.RemoteProtocolError("heron"), 2),
+        (httpx.Response(200, text="A heron"), 2),
+        (httpx.Response(200, json=["A heron"]), 2),
+        (answered(text=5), 2),
+        (answered(media=["heron"]), 2),
+        (answered(texts=["heron"] * 10), 2),
+    ],
+)
+def test_answers_that_are_waited_for(
+    build: Build, answer: httpx.Response | Exception, hidden: int
+) -> None:
+    # GIVEN a reply API that cannot answer now, THEN it is asked again later
+    world, text = build(api=[answer, answered(text="One heron")]), inbound()
+    assert world.receive(text) == ["m0"]
+    assert world.hidden == {"h0": hidden}
+    assert world.reply(text).state == "waiting"
+
+    assert world.receive(text, receives=2) == []
+    assert world.said == ["One heron"]
+
+
+def test_what_the_reply_api_is_asked(build: Build) -> None:
+    world = build(api=[answered()])
+    text = inbound(media=(Media("https://a.example.com/1", "image/png"),))
+    world.receive(text)
+    (request,) = world.runtime.requests
+    assert (request.method, str(request.url)) == ("POST", API)
+    assert request.headers["Idempotency-Key"] == text.id
+    assert json.loads(request.content) == {
+        "id": text.id,
+        "provider": "twilio",
+        "from": THEIRS,
+        "to": OURS,
+        "text": TEXT,
+        "media": [{"url": "https://a.example.com/1", "content_type": "image/png"}],
+        "received_at": NOW,
+    }
+
+
+def test_words_that_were_stored_are_sent_and_nobody_is_asked_again(build: Build) -> None:
+    # GIVEN a provider out of reach at first, and a reply API that would say something else later
+    world = build(api=[answered(text="First heron"), answered(text="Second heron")])
+    text = inbound()
+    world.carrier.next = iter([Unavailable("no_connection")])
+    assert world.receive(text) == ["m0"]
+    assert world.part(text).text == "First heron"
+
+    assert world.receive(text, receives=2) == []
+    assert world.said == ["First heron", "First heron"]
+    assert len(world.runtime.requests) == 1
+
+
+def test_own_code_that_has_nothing_to_say(build: Build) -> None:
+    world, text = build(answer=lambda message: None), inbound()
+    assert world.receive(text) == []
+    assert world.reply(text).state == "no_reply"
+
+
+def test_own_code_that_fails_is_counted_and_harms_nobody(
+    build: Build, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(message: object) -> None:
+        raise KeyError(THEIRS)
+
+    world, text = build(answer=fail), inbound()
+    assert world.receive(text) == ["m0"]
+    assert events(logged(capsys)) == ["unexpected_error"]
+    assert world.reply(text).parts is None
+
+
+# --- several parts -----------------------------------------------------------------------------
+
+
+def test_parts_go_in_order_each_under_its_own_reference(build: Build) -> None:
+    world, text = build(answer=["heron 1", "heron 2", "heron 3"]), inbound()
+    assert world.receive(text) == []
+    assert world.said == ["heron 1", "heron 2", "heron 3"]
+    assert [part.reference for part in world.carrier.parts] == [f"{text.id}-{n}" for n in (1, 2, 3)]
+    world.assert_settled(text)
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [(Rejected("landline"), "failed: landline"), (OutcomeUnknown("read_timeout"), "unknown")],
+)
+def test_what_follows_a_part_that_failed_or_is_unknown_is_not_sent(
+    build: Build, error: Exception, state: str
+) -> None:
+    world, text = build(answer=["heron 1", "heron 2"]), inbound()
+    world.carrier.next = iter([error])
+    assert world.receive(text) == []
+    assert world.said == ["heron 1"]
+    assert world.reply(text).state == state
+    assert world.part(text, 2).state == "waiting"
+    world.assert_settled(text)
+
+
+def test_a_later_part_is_taken_up_where_it_stopped(build: Build) -> None:
+    world, text = build(answer=["heron 1", "heron 2", "heron 3"]), inbound()
+    world.carrier.next = iter([None, Throttled("throttled")])
+    assert world.receive(text) == ["m0"]
+    assert world.reply(text).state == "sending"
+    assert world.receive(text, receives=2) == []
+    assert world.said == ["heron 1", "heron 2", "heron 2", "heron 3"]
+    assert world.reply(text).state == "sent"
+
+
+def test_a_receipt_that_overtakes_a_lost_answer_lets_the_next_part_go(build: Build) -> None:
+    # GIVEN a provider that takes part 1 and confirms it, but whose answer is lost
+    world, text = build(answer=["heron 1", "heron 2"]), inbound()
+
+    def lost_answer() -> None:
+        assert world.receipt(text) == "recorded"
+        raise OutcomeUnknown("read_timeout")
+
+    world.carrier.next = iter([lost_answer])
+
+    # THEN part 1 is known to be sent, and part 2 is not forgotten
+    assert world.receive(text) == []
+    assert world.said == ["heron 1", "heron 2"]
+    assert (world.part(text).status, world.reply(text).state) == ("delivered", "sent")
+
+
+def test_a_receipt_that_overtakes_the_end_of_a_claim_lets_the_next_part_go(
+    build: Build, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # GIVEN a claim whose owner died, and a receipt that comes just as it is declared dead
+    world, text = build(answer=["heron 1", "heron 2"]), inbound()
+    world.carrier.next = iter([Died()])
+    with pytest.raises(Died):
+        world.receive(text)
+    world.runtime.clock += 70
+    # The first update of this delivery counts its start.
+    tapped(world.runtime).next["update_item"] = iter([None, lambda: world.receipt(text)])
+
+    assert world.receive(text, receives=2) == []
+    assert world.said == ["heron 1", "heron 2"]
+    assert world.reply(text).state == "sent"
+    assert "outcome_unknown" not in events(logged(capsys))
+
+
+def test_a_part_is_not_begun_without_the_time_to_end_it(build: Build) -> None:
+    # GIVEN a provider that takes 20 s for each part, and an invocation of 60
+    world, text = build(answer=["heron 1", "heron 2", "heron 3"]), inbound()
+
+    def slowly() -> None:
+        world.runtime.clock += 20
+
+    world.carrier.next = repeat(slowly)
+    assert world.receive(text, seconds=60) == ["m0"]
+
+    # THEN the third waits for the next invocation, which comes soon
+    assert world.said == ["heron 1", "heron 2"]
+    assert world.part(text, 3).state == "waiting"
+    assert world.hidden["h0"] < 5
+    assert world.receive(text, receives=2) == []
+    assert world.said == ["heron 1", "heron 2", "heron 3"]
+
+
+# --- age ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "age", "state"),
+    [
+        (inbound(), 899, "sent"),
+        (inbound(), 901, "expired"),
+        (outgoing(), 901, "sent"),
+        (outgoing(), 35_999, "sent"),
+        (outgoing(), 36_001, "expired"),
+    ],
+    ids=["reply", "old reply", "outgoing", "late outgoing", "old outgoing"],
+)
+def test_what_is_too_old_is_not_sent(build: Build, text: Envelope, age: float, state: str) -> None:
+    world = build(answer="heron")
+    world.runtime.clock += age
+    assert world.receive(text) == []
+    assert world.reply(text).state == state
+    assert bool(world.said) == (state == "sent")
+    world.assert_settled(text)
+
+
+def test_nobody_is_asked_what_to_say_to_an_old_text(build: Build) -> None:
+    world, text = build(api=[AssertionError("nobody is asked")]), inbound()
+    world.runtime.clock += 901
+    assert world.receive(text) == []
+    assert world.runtime.requests == []
+
+
+def test_a_reply_whose_words_waited_too_long_expires(build: Build) -> None:
+    world, text = build(), inbound()
+    world.carrier.next = iter([Unavailable("no_connection")])
+    assert world.receive(text) == ["m0"]
+    world.runtime.clock += 901
+    assert world.receive(text, receives=9) == []
+    assert (world.reply(text).state, len(world.said)) == ("expired", 1)
+
+
+def test_age_counts_from_the_first_receipt(build: Build) -> None:
+    # GIVEN a text that was held up, and a duplicate of it that came to our door much later
+    world, text = build(api=[answered(500), answered(text="heron")]), inbound()
+    assert world.receive(text) == ["m0"]
+    world.runtime.clock += 901
+    assert world.receive(replace(text, received_at=NOW + 900)) == []
+    assert world.reply(text).state == "expired"
+
+
+def test_nothing_is_sent_that_the_ledger_may_have_forgotten(
+    build: Build, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world, text = build(), inbound()
+    world.runtime.clock += 399 * DAY
+    assert world.receive(text) == []
+    assert world.said == []
+    assert events(logged(capsys)) == ["older_than_ledger"]
+    assert tapped(world.runtime).writes() == []
+
+
+# --- consent -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("carrier", "text", "before", "said", "state", "opted_out"),
+    [
+        pytest.param(Carrier, "STOP", None, [STOPPED], "sent", True, id="stop"),
+        pytest.param(Carrier, "Stop.", "start", [STOPPED], "sent", True, id="stop after start"),
+        pytest.param(Carrier, "STOP", "stop", [STOPPED], "sent", True, id="stop again"),
+        pytest.param(Carrier, "START", "stop", ["Hi, heron"], "sent", False, id="start"),
+        pytest.param(Carrier, "YES", "stop", ["Hi, heron"], "sent", False, id="yes, opted out"),
+        pytest.param(Carrier, "YES", None, ["Hi, heron"], "sent", False, id="yes"),
+        pytest.param(Carrier, "HELP", None, ["Ask a heron"], "sent", False, id="help"),
+        pytest.param(
+            StopAnswering, "STOP", None, [], "no_reply: stop", True, id="stop, answered for us"
+        ),
+        pytest.param(
+            StopAnswering, "START", "stop", [], "no_reply: start", False, id="start, answered"
+        ),
+        pytest.param(
+            StopAnswering, "YES", "stop", [], "no_reply: start", False, id="yes, answered"
+        ),
+        pytest.param(
+            StopAnswering, "YES", None, ["Hi, heron"], "sent", False, id="yes, not opted out"
+        ),
+        pytest.param(StopAnswering, "HELP", None, [], "no_reply: help", False, id="help, answered"),
+    ],
+)
+def test_keywords(
+    build: Build,
+    carrier: type[Carrier],
+    text: str,
+    before: ConsentEvent | None,
+    said: list[str],
+    state: str,
+    opted_out: bool,
+) -> None:
+    # GIVEN a person who said something before, or nothing
+    world, message = build(carrier(), answer="Hi, heron", HELP_TEXT="Ask a heron"), inbound(text)
+    if before is not None:
+        world.say(before, NOW - 60)
+
+    assert world.receive(message) == []
+
+    # THEN what they say now counts, and is answered once
+    assert world.said == said
+    assert world.reply(message).state == state
+    assert world.consent.opted_out(THEIRS) is opted_out
+    world.assert_settled(message)
+
+
+def test_help_without_a_text_of_ours_is_a_text_like_any_other(build: Build) -> None:
+    world = build(answer="Hi, heron")
+    world.receive(inbound("HELP"))
+    assert world.said == ["Hi, heron"]
+
+
+@pytest.mark.parametrize("carrier", [Carrier, StopAnswering])
+def test_the_providers_own_reading_counts(build: Build, carrier: type[Carrier]) -> None:
+    world = build(carrier())
+    world.receive(inbound("No herons any more", consent_hint="stop"))
+    assert world.consent.opted_out(THEIRS)
+    assert world.said == ([] if carrier.answers_stop else [STOPPED])
+
+
+def entry(world: World) -> dict[str, Any]:
+    found = Table(world.runtime, "test").get(
+        (f"P#default#{Keys(HASH_KEY).number(THEIRS)}", "CONSENT")
+    )
+    assert found is not None
+    return found
+
+
+def test_consent_is_recorded_with_its_evidence(build: Build) -> None:
+    world, message = build(), inbound(" Stop! ")
+    world.receive(message)
+    found = entry(world)
+    evidence = {name: found[name] for name in ("event", "at", "words", "source", "id")}
+    assert evidence == {
+        "event": "stop",
+        "at": NOW,
+        "words": " Stop! ",
+        "source": "twilio",
+        "id": message.id,
+    }
+
+
+@pytest.mark.parametrize(("sent_at", "at"), [(None, NOW), (NOW - 3, NOW - 3)])
+def test_the_time_of_consent_is_the_persons_not_a_duplicates(
+    build: Build, sent_at: float | None, at: float
+) -> None:
+    # GIVEN a STOP whose first delivery ended when its ledger item was there
+    world, message = build(), inbound("STOP", sent_at=sent_at)
+    tapped(world.runtime).next["get_item"] = iter([aws_error("InternalServerError")])
+    assert world.receive(message) == ["m0"]
+
+    # WHEN a duplicate of it comes to our door an hour later
+    world.runtime.clock += 3600
+    late = inbound("STOP", sent_at=sent_at, received_at=NOW + 3600)
+    assert world.receive(late) == []
+    assert entry(world)["at"] == at
+
+
+def test_who_opted_out_gets_nothing_more(build: Build) -> None:
+    # GIVEN STOP, a text, START, and a text in one conversation, and outgoing texts
+    world = build(answer="Hi, heron")
+    stop, first = inbound("STOP", id_="SM1"), inbound("heron?", id_="SM2")
+    start = inbound("START", id_="SM3", received_at=NOW + 10)
+    second, ours = inbound("heron!", id_="SM4"), outgoing("A heron for you")
+    other = outgoing("A heron for you too", key="k2", theirs=THEIRS[:-1] + "9")
+
+    assert world.receive(stop, first, ours, other) == []
+    assert [world.reply(one).state for one in (stop, first, ours)] == [
+        "sent",
+        "refused: opted_out",
+        "refused: opted_out",
+    ]
+    assert world.receive(start, second) == []
+    assert [world.reply(one).state for one in (start, second)] == ["sent", "sent"]
+    assert sorted(world.said) == sorted([STOPPED, "A heron for you too", "Hi, heron", "Hi, heron"])
+    world.assert_settled(first)
+    world.assert_settled(ours)
+
+
+def test_a_start_that_ties_with_a_stop_changes_nothing(build: Build) -> None:
+    world = build(answer="Hi, heron")
+    start = inbound("START", id_="SM2", received_at=NOW + 1)
+    assert world.receive(inbound("STOP", id_="SM1"), start) == []
+    assert world.consent.opted_out(THEIRS)
+    assert (world.said, world.reply(start).state) == ([STOPPED], "refused: opted_out")
+
+
+def test_a_start_out_of_a_dead_letter_queue_overrides_no_later_stop(build: Build) -> None:
+    world = build(answer="Hi, heron")
+    world.say("stop", NOW + 100)
+    world.runtime.clock += 200
+    start = inbound("START", received_at=NOW)
+    assert world.receive(start) == []
+    assert (world.said, world.reply(start).state) == ([], "refused: opted_out")
+
+
+def test_a_stop_that_processing_recorded_meanwhile_counts(build: Build) -> None:
+    # GIVEN a person who says STOP while the reply API thinks about their text
+    def slow() -> httpx.Response:
+        world.say("stop")
+        return answered(text="Hi, heron")
+
+    world, text = build(api=[slow]), inbound()
+    assert world.receive(text) == []
+    assert (world.said, world.reply(text).state) == ([], "refused: opted_out")
+
+
+def test_a_stop_between_two_parts_counts(build: Build) -> None:
+    world, text = build(answer=["heron 1", "heron 2"]), inbound()
+    world.carrier.next = iter([lambda: world.say("stop")])
+    for receives in (1, 2):
+        world.receive(text, receives=receives)
+    assert (world.said, world.reply(text).state) == (["heron 1"], "refused: opted_out")
+    world.assert_settled(text)
+
+
+def test_a_confirmation_comes_at_once_or_not_at_all(build: Build) -> None:
+    # GIVEN a STOP that we get to only after the five minutes
+    world, late = build(), inbound("STOP")
+    world.runtime.clock += CONFIRMATION_MAX_AGE + 1
+    assert world.receive(late) == []
+    assert (world.said, world.reply(late).state) == ([], "no_reply: stop")
+    assert world.consent.opted_out(THEIRS)
+
+
+def test_a_confirmation_that_had_to_wait_is_not_sent_later(build: Build) -> None:
+    # GIVEN a provider that takes no confirmation for more than five minutes
+    world, stop = build(), inbound("STOP")
+    world.carrier.next = iter([Throttled("throttled", retry_after=CONFIRMATION_MAX_AGE + 1)])
+    assert world.receive(stop) == ["m0"]
+    world.runtime.clock += CONFIRMATION_MAX_AGE + 1
+
+    # THEN there is none: by now it would be a text that nobody wants
+    assert world.receive(stop, receives=2) == []
+    assert len(world.said) == 1
+    assert world.reply(stop).state == "expired"
+    world.assert_settled(stop)
+
+
+def test_a_stop_is_recorded_however_old_it_is(build: Build) -> None:
+    world = build(StopAnswering())
+    world.runtime.clock += 10 * DAY
+    world.receive(inbound("STOP"))
+    assert world.consent.opted_out(THEIRS)
+
+
+def test_an_opt_out_that_cannot_be_read_is_no_consent(build: Build) -> None:
+    # GIVEN a table that fails when consent is read
+    world, text = build(), inbound()
+    tapped(world.runtime).next["get_item"] = iter([aws_error("InternalServerError")])
+    assert world.receive(text) == ["m0"]
+    assert (world.said, world.part(text).state) == ([], "waiting")
