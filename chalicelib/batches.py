@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from chalicelib.messages import MessageId
 from chalicelib.observing import count, log
 from chalicelib.queues import Envelope, EnvelopeError, Queues
 from chalicelib.runtime import Runtime, is_transient
@@ -324,7 +325,9 @@ def _this(record: Record) -> dict[str, Any]:
 
 
 def _id(record: Record) -> str:
-    return record.envelope.id if record.envelope else ""
+    """Its message id, if it is one: a log takes nothing else."""
+    id_ = record.envelope.id if record.envelope else ""
+    return id_ if MessageId.parse(id_) else ""
 
 
 def _task(

@@ -75,6 +75,9 @@ def load(environ: Mapping[str, str]) -> Settings:
             values[name] = read(text or default)
         except ValueError as error:
             wrong.append(f"{variable}: {error}; it must be {_expects(read)}")
+    carriers = set(values.get("numbers", {}).values())
+    if function == "receiver" and not carriers <= set(values.get("providers", ())):
+        wrong.append("NUMBERS: names a provider that PROVIDERS lacks; add it there")
     if wrong:
         raise SettingError("\n".join(wrong))
     return Settings(**values)
@@ -113,6 +116,8 @@ def _providers(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     if any(name not in PROVIDER_NAMES for name in names):
         raise ValueError(f"names a provider that is not one of {', '.join(PROVIDER_NAMES)}")
+    if text and not names:
+        raise ValueError("names none")
     return names
 
 
@@ -230,7 +235,7 @@ _WORKING = ("receiver", "processing", "sender")
 _TABLE: Mapping[str, tuple[str, Callable[[str], Any], str, tuple[str, ...]]] = {
     "stage": ("SPILLWAY_STAGE", _stage, "dev", _WORKING),
     "credential_hashes": ("CREDENTIAL_HASHES", _credential_hashes, "{}", ("authorizer",)),
-    "providers": ("PROVIDERS", _providers, "", _WORKING),
+    "providers": ("PROVIDERS", _providers, "", ("receiver", "sender")),
     "public_url": ("PUBLIC_URL", _url, "", ()),
     "numbers": ("NUMBERS", _numbers, "", ()),
     "brand": ("BRAND", _text, "default", ()),

@@ -15,6 +15,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from chalicelib.batches import Defer
+from chalicelib.config import SettingError
 from chalicelib.messages import InboundMessage
 from chalicelib.observing import count, log
 from chalicelib.providers.base import retry_after
@@ -38,6 +39,11 @@ class LookUps:
     def __init__(
         self, runtime: Runtime, sources: Sequence[LookUp], urls: Mapping[str, str]
     ) -> None:
+        if strange := sorted(set(urls) - {source.name for source in sources}):
+            raise SettingError(
+                f"LOOKUP_URLS: names what chalicelib/yours/lookups.py does not have: "
+                f"{', '.join(strange)}"
+            )
         self._runtime = runtime
         self._sources = [(source, urls[source.name]) for source in sources if source.name in urls]
 

@@ -38,8 +38,6 @@ from chalicelib.yours.lookups import LOOKUPS
 GIVE_UP_AFTER = DAY
 # Seconds kept for archive and table, after the look-ups.
 STORING = 15.0
-# DynamoDB takes 400 KB an item; the archive has the whole.
-LONGEST_STORED_TEXT = 50_000
 
 
 class Processing:
@@ -156,16 +154,14 @@ class Processing:
 
     def _store(self, envelope: Envelope, line: Mapping[str, Any], archive_key: str) -> None:
         pk, sk = _key(envelope)
-        body = line["text"]
-        item: Item = {name: _storable(value) for name, value in line.items() if name != "raw"}
+        # `raw` has the whole of a text that was too large; DynamoDB takes 400 KB an item.
+        item: Item = {name: value for name, value in line.items() if name != "raw"}
         item |= {
             "pk": pk,
             "sk": sk,
             "archive_key": archive_key,
             "expires_at": int(envelope.received_at + self._settings.message_days * DAY),
         }
-        if len(body.encode()) > LONGEST_STORED_TEXT:
-            item["text"] = body[: LONGEST_STORED_TEXT // 4]
         self._table.insert(item)
         count("Stored", provider=str(line["provider"]), reason="" if line["valid"] else "invalid")
         log("INFO", "stored", id=envelope.id, provider=str(line["provider"]))
@@ -185,7 +181,7 @@ def reasons_against(message: InboundMessage, body: str) -> list[str]:
             reasons.append(f"{role}_not_a_number")
     if not body.strip() and not message.media:
         reasons.append("empty")
-    if len(body.encode()) > LONGEST_STORED_TEXT:
+    if len(message.text) > text.LONGEST:
         reasons.append("text_too_large")
     return reasons
 
@@ -195,15 +191,6 @@ def _possible(number: str) -> bool:
         return phonenumbers.is_possible_number(phonenumbers.parse(number))
     except phonenumbers.NumberParseException:
         return False
-
-
-def _storable(value: Any) -> Any:
-    """The value without lone surrogates, which DynamoDB refuses; the archive has it as it came."""
-    if isinstance(value, str):
-        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    if isinstance(value, dict):
-        return {name: _storable(one) for name, one in value.items()}
-    return [_storable(one) for one in value] if isinstance(value, list) else value
 
 
 def _is_message(envelope: Envelope) -> bool:

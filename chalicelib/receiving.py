@@ -38,10 +38,10 @@ from chalicelib.providers.base import PayloadError, Provider, SignatureError, Un
 from chalicelib.queues import LARGEST_BODY, OUTBOUND, PROCESSING, Envelope, QueueRefused, Queues
 from chalicelib.runtime import Runtime, is_transient
 from chalicelib.table import Table
+from chalicelib.text import LONGEST
 from chalicelib.vault import Vault
 
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
-LONGEST_TEXT = 20_000
 MOST_MEDIA = 10
 
 
@@ -206,8 +206,8 @@ class Receiver:
         ours = body.get("from", next(iter(self._settings.numbers), ""))
         if not isinstance(ours, str) or ours not in self._settings.numbers:
             raise BadRequest("from: must be one of NUMBERS")
-        if not isinstance(words, str) or len(words) > LONGEST_TEXT:
-            raise BadRequest(f"text: must be a string of at most {LONGEST_TEXT} characters")
+        if not isinstance(words, str) or len(words) > LONGEST:
+            raise BadRequest(f"text: must be a string of at most {LONGEST} characters")
         if not _urls(media):
             raise BadRequest(f"media: must be a list of at most {MOST_MEDIA} http(s) addresses")
         if not words.strip() and not media:

@@ -17,8 +17,8 @@ from chalicelib.batches import Defer
 from chalicelib.messages import InboundMessage
 from chalicelib.providers.base import Provider, retry_after
 from chalicelib.runtime import Runtime
+from chalicelib.text import LONGEST
 
-LONGEST_TEXT = 20_000  # characters of one answer, before it is split
 Words = list[tuple[str, tuple[str, ...]]]
 
 
@@ -27,8 +27,8 @@ class Answer(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    text: str | None = Field(default=None, max_length=LONGEST_TEXT)
-    texts: list[Annotated[str, Field(max_length=LONGEST_TEXT)]] = Field(
+    text: str | None = Field(default=None, max_length=LONGEST)
+    texts: list[Annotated[str, Field(max_length=LONGEST)]] = Field(
         default_factory=list, max_length=9
     )
     media: list[HttpUrl] = Field(default_factory=list, max_length=10)

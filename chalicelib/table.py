@@ -132,37 +132,37 @@ class Table:
 
     def _write(self, item: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            name: self._serializer.serialize(_numbers_in(value))
+            name: self._serializer.serialize(_storable(value))
             for name, value in item.items()
             if value is not None
         }
 
     def _read(self, item: Mapping[str, Any]) -> Item:
-        return {
-            name: _numbers_out(self._deserializer.deserialize(value))
-            for name, value in item.items()
-        }
+        return {name: _plain(self._deserializer.deserialize(value)) for name, value in item.items()}
 
 
 def _key(key: Key) -> dict[str, Any]:
     return {"pk": {"S": key[0]}, "sk": {"S": key[1]}}
 
 
-def _numbers_in(value: Any) -> Any:
+def _storable(value: Any) -> Any:
+    """The value as DynamoDB takes it: no floats, no lone surrogates."""
+    if isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     if isinstance(value, float):
         return Decimal(str(value))
     if isinstance(value, Mapping):
-        return {name: _numbers_in(one) for name, one in value.items()}
+        return {name: _storable(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_numbers_in(one) for one in value]
+        return [_storable(one) for one in value]
     return value
 
 
-def _numbers_out(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, Decimal):
         return int(value) if value == value.to_integral_value() else float(value)
     if isinstance(value, dict):
-        return {name: _numbers_out(one) for name, one in value.items()}
+        return {name: _plain(one) for name, one in value.items()}
     if isinstance(value, list):
-        return [_numbers_out(one) for one in value]
+        return [_plain(one) for one in value]
     return value

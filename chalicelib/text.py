@@ -38,6 +38,10 @@ _ZWJ = "\u200d"
 _ZWNJ = "\u200c"
 
 
+# Characters; ten times what any provider sends or delivers.
+LONGEST = 20_000
+
+
 class TooLong(ValueError):
     """The text does not fit into as many parts as are allowed. The message never quotes it."""
 
@@ -47,14 +51,14 @@ def normalise(text: str) -> str:
 
     Surrogate pairs written as two escapes are joined, lone ones become U+FFFD; what SQS refuses is
     removed; every line ends in LF; what is left is in NFC. Nothing is stripped or case-folded.
-
-    Time is quadratic in the length of one run of combining marks (CPython sorts them by insertion):
-    0.1 s for 10,000, seconds for 100,000. Whoever takes texts from outside bounds their length.
+    Only the first LONGEST characters count: time is quadratic in the length of one run of
+    combining marks (CPython sorts them by insertion), 0.1 s for 10,000, seconds for 100,000.
     """
-    joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    joined = text[:LONGEST].encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     # Removing first, so that what it brings together (a CR and its LF, a letter and its accent) is
     # seen by the steps after it.
-    return unicodedata.normalize("NFC", _LINE_END.sub("\n", _REFUSED.sub("", joined)))
+    whole = unicodedata.normalize("NFC", _LINE_END.sub("\n", _REFUSED.sub("", joined)))
+    return whole[:LONGEST]
 
 
 def decode_base64(text: str) -> str | None:

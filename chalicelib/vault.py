@@ -48,7 +48,7 @@ class Vault:
         try:
             return self._fetch(name)
         except Exception as error:
-            if kept is None or not is_transient(error):
+            if kept is None or isinstance(error, SecretError) or not is_transient(error):
                 raise
             # Secrets Manager is down: yesterday's secret is better than no messages.
             log("WARNING", "secret_not_refreshed", provider=name, error=error)

@@ -348,7 +348,7 @@ def test_an_unknown_provider(provider: str, door: str, runtime: FakeRuntime) -> 
 
 
 def test_a_provider_that_is_not_configured_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    receiver = Receiver(FakeRuntime(), settings("receiver", PROVIDERS="telnyx"))
+    receiver = Receiver(FakeRuntime(), settings("receiver", PROVIDERS="telnyx", NUMBERS=""))
     monkeypatch.setattr(app_module, "function", {"receiving": receiver}.__getitem__)
     assert call(twilio_event({"Body": "hello", "MessageSid": "SM1"}))[0] == 404
 

@@ -14,7 +14,7 @@ HASH = "9f" * 32
 REQUIRED = {
     "authorizer": {"CREDENTIAL_HASHES": "{}"},
     "receiver": {"SPILLWAY_STAGE": "dev", "PROVIDERS": "twilio"},
-    "processing": {"SPILLWAY_STAGE": "dev", "PROVIDERS": "twilio"},
+    "processing": {"SPILLWAY_STAGE": "dev"},
     "sender": {"SPILLWAY_STAGE": "dev", "PROVIDERS": "twilio"},
 }
 FIELDS = {variable: field for field, (variable, *_) in _TABLE.items()}
@@ -90,6 +90,7 @@ BAD: list[tuple[str, str, str]] = [
     ("CREDENTIAL_HASHES", f'{{"api": "{HASH.upper()}"}}', "64 hex digits"),
     ("CREDENTIAL_HASHES", f'{{"heron": "{HASH}"}}', "neither a provider nor api"),
     ("CREDENTIAL_HASHES", 'FILL IN: {"twilio": ["heron"]}', "not JSON"),
+    ("PROVIDERS", ",", "e.g. twilio"),
     ("PROVIDERS", "heron", "telnyx, twilio"),
     ("PROVIDERS", "twilio;telnyx", "separated by commas"),
     ("PUBLIC_URL", "sms.heron.example", "http or https"),
@@ -169,6 +170,13 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
     lines = str(caught.value).splitlines()
     assert {line.partition(":")[0] for line in lines} == set(wrong)
     assert len(lines) == len(wrong)
+
+
+def test_the_receiver_knows_the_provider_of_each_of_our_numbers() -> None:
+    numbers = "+14155550123=twilio,72345=telnyx"
+    assert load(environ("receiver", NUMBERS=numbers, PROVIDERS="telnyx,twilio")).numbers
+    with pytest.raises(SettingError, match=r"^NUMBERS: [a-zA-Z ;]*$"):
+        load(environ("receiver", NUMBERS=numbers, PROVIDERS="twilio"))
 
 
 @pytest.mark.parametrize("function", ["", "recieve", "RECEIVER"])

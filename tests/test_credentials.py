@@ -98,6 +98,11 @@ def test_any_user_and_password_can_be_presented(credentials: str) -> None:
     assert principal_of(f"Basic {basic(credentials)}", {"x": [hash_of(credentials)]}) == "x"
 
 
+@pytest.mark.parametrize("header", ["", "Basic", "Bearer ", "Basic ====", "Digest x"])
+def test_nothing_is_nobodys_even_where_its_hash_was_set_by_mistake(header: str) -> None:
+    assert principal_of(header, {"api": [hash_of("")]}) is None
+
+
 def test_there_is_nobody_where_there_are_no_hashes() -> None:
     assert principal_of(f"Bearer {TOKEN}", {}) is None
     assert principal_of(f"Bearer {TOKEN}", {"api": []}) is None

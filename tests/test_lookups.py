@@ -13,6 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 from chalicelib.batches import Defer
+from chalicelib.config import SettingError
 from chalicelib.lookups import LookUp, LookUps
 from chalicelib.messages import InboundMessage
 from chalicelib.runtime import Runtime
@@ -185,7 +186,6 @@ def test_each_source_has_its_own_time_out() -> None:
         (["a"], ["/a"], 2.0),
         (["b"], ["/b"], 8.0),
         (["b", "a"], ["/a", "/b"], 8.0),
-        (["a", "stranger"], ["/a"], 2.0),
     ],
 )
 def test_only_a_source_with_an_address_is_asked(
@@ -249,3 +249,8 @@ def test_the_look_ups_of_the_template() -> None:
     assert (line.name, line.required) == ("line", True)
     customer.answer.model_validate({"known": False, "name": None})
     line.answer.model_validate({"line_type": "voip", "country": "US"})
+
+
+def test_an_address_for_no_source_is_a_mistake() -> None:
+    with pytest.raises(SettingError, match=r"^LOOKUP_URLS: .*: costumer$"):
+        LookUps(FakeRuntime(), [source("customer")], {"costumer": url("costumer")})

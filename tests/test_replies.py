@@ -12,8 +12,8 @@ import pytest
 from chalicelib.batches import Defer
 from chalicelib.messages import InboundMessage, Media
 from chalicelib.providers import provider_named
-from chalicelib.replies import LONGEST_TEXT, Answer, Refused, Replies, words
-from chalicelib.text import TooLong
+from chalicelib.replies import Answer, Refused, Replies, words
+from chalicelib.text import LONGEST, TooLong
 from chalicelib.yours.replies import reply
 from tests.fakes import NOW, OURS, THEIRS, FakeRuntime, logged
 
@@ -73,7 +73,7 @@ def test_the_reply_api_is_asked_about_the_message_in_json() -> None:
         ),
         (200, {}, Answer()),
         (200, {"confidence": 0.9, "text": "hello"}, Answer(text="hello")),
-        (200, {"text": "x" * LONGEST_TEXT}, Answer(text="x" * LONGEST_TEXT)),
+        (200, {"text": "x" * LONGEST}, Answer(text="x" * LONGEST)),
         (204, None, Answer()),
     ],
 )
@@ -122,12 +122,12 @@ def test_what_the_reply_api_may_answer(
         ),
         (httpx.Response(200, text='{"text": "\\ud800"}'), "reply_api: invalid_answer", None),
         (
-            httpx.Response(200, json={"text": "x" * (LONGEST_TEXT + 1)}),
+            httpx.Response(200, json={"text": "x" * (LONGEST + 1)}),
             "reply_api: invalid_answer",
             None,
         ),
         (
-            httpx.Response(200, json={"texts": ["x" * (LONGEST_TEXT + 1)]}),
+            httpx.Response(200, json={"texts": ["x" * (LONGEST + 1)]}),
             "reply_api: invalid_answer",
             None,
         ),
