@@ -10,9 +10,8 @@ from typing import Any
 
 import boto3
 import pytest
-from moto import mock_aws
 
-from tests.fakes import FakeRuntime
+from tests.fakes import FakeRuntime, logged, on_empty_table, one_table
 
 # `import app` in a test is what Chalice's command line does: nothing is made ready.
 os.environ["AWS_CHALICE_CLI_MODE"] = "true"
@@ -42,26 +41,29 @@ def _aws_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
 
 
+@pytest.fixture(scope="module")
+def dynamodb() -> Iterator[Any]:
+    """A client of the table of stage `test`, in process."""
+    with one_table() as client:
+        yield client
+
+
+@pytest.fixture
+def runtime(dynamodb: Any) -> FakeRuntime:
+    """A runtime on that table, emptied."""
+    return on_empty_table(dynamodb)
+
+
 @pytest.fixture
 def stores() -> Iterator[None]:
-    """The table and the bucket of stage `test`, in process."""
-    with mock_aws():
-        boto3.client("dynamodb").create_table(
-            TableName="spillway-test",
-            BillingMode="PAY_PER_REQUEST",
-            KeySchema=[
-                {"AttributeName": "pk", "KeyType": "HASH"},
-                {"AttributeName": "sk", "KeyType": "RANGE"},
-            ],
-            AttributeDefinitions=[
-                {"AttributeName": "pk", "AttributeType": "S"},
-                {"AttributeName": "sk", "AttributeType": "S"},
-            ],
-        )
+    """The table and the bucket of stage `test`, in process, for whoever makes a runtime itself."""
+    with one_table():
         boto3.client("s3").create_bucket(Bucket="spillway-test-archive-123456789012-us-east-1")
         yield
 
 
 @pytest.fixture
-def runtime(stores: None) -> FakeRuntime:
-    return FakeRuntime()
+def says_nothing(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Fails a test that left a number, a text or a secret on standard output."""
+    yield
+    logged(capsys)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Barrier
 from typing import Any, TypeVar
@@ -42,30 +42,13 @@ from tests.fakes import (
     events,
     logged,
     no_answer,
-    on_empty_table,
-    one_table,
     sqs_event,
     tapped,
 )
 
+pytestmark = pytest.mark.usefixtures("says_nothing")
+
 T = TypeVar("T")
-
-
-@pytest.fixture(scope="module")
-def dynamodb() -> Iterator[Any]:
-    with one_table() as client:
-        yield client
-
-
-@pytest.fixture
-def runtime(dynamodb: Any) -> FakeRuntime:
-    return on_empty_table(dynamodb)
-
-
-@pytest.fixture(autouse=True)
-def _says_nothing(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
-    yield
-    logged(capsys)
 
 
 def body(name: str, conversation: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,29 +17,11 @@ from tests.fakes import (
     FakeRuntime,
     Lost,
     aws_error,
-    logged,
     no_answer,
-    on_empty_table,
-    one_table,
     tapped,
 )
 
-
-@pytest.fixture(scope="module")
-def dynamodb() -> Iterator[Any]:
-    with one_table() as client:
-        yield client
-
-
-@pytest.fixture
-def runtime(dynamodb: Any) -> FakeRuntime:
-    return on_empty_table(dynamodb)
-
-
-@pytest.fixture(autouse=True)
-def _says_nothing(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
-    yield
-    logged(capsys)
+pytestmark = pytest.mark.usefixtures("says_nothing")
 
 
 def consent(runtime: FakeRuntime, brand: str = "default") -> ConsentList:

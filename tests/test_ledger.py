@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -18,12 +18,11 @@ from tests.fakes import (
     THEIRS,
     FakeRuntime,
     Lost,
-    logged,
     no_answer,
-    on_empty_table,
-    one_table,
     tapped,
 )
+
+pytestmark = pytest.mark.usefixtures("says_nothing")
 
 ID = MessageId("c" * 24, "0" * 23 + "7")
 LEASE = NOW + 65
@@ -31,26 +30,9 @@ LEASE = NOW + 65
 REPLY = Reply(ID, "inbound", "twilio", OURS, THEIRS, "", NOW, "", False, None)
 
 
-@pytest.fixture(scope="module")
-def dynamodb() -> Iterator[Any]:
-    with one_table() as client:
-        yield client
-
-
-@pytest.fixture
-def runtime(dynamodb: Any) -> FakeRuntime:
-    return on_empty_table(dynamodb)
-
-
 @pytest.fixture
 def ledger(runtime: FakeRuntime) -> Ledger:
     return Ledger(Table(runtime, "test"), runtime, keep_days=400)
-
-
-@pytest.fixture(autouse=True)
-def _says_nothing(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
-    yield
-    logged(capsys)
 
 
 def opened(ledger: Ledger, received_at: float = NOW) -> Reply:

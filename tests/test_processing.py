@@ -43,6 +43,8 @@ from tests.fakes import (
     tapped,
 )
 
+pytestmark = pytest.mark.usefixtures("says_nothing")
+
 BUCKET = "spillway-test-archive-123456789012-us-east-1"
 CUSTOMER, LINE = "https://crm.example.com/lookup", "https://lines.example.com/v1"
 KNOWN = {
@@ -141,13 +143,6 @@ class World:
 @pytest.fixture
 def world(aws: tuple[Any, Any]) -> World:
     return World(*aws)
-
-
-@pytest.fixture(autouse=True)
-def _says_nothing(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """No test may leave a number, a text or a secret on standard output, whatever went wrong."""
-    yield
-    logged(capsys)
 
 
 def several(how_many: int) -> list[Envelope]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
 
 from chalicelib import receipts
@@ -19,23 +16,10 @@ from tests.fakes import (
     aws_error,
     events,
     logged,
-    on_empty_table,
-    one_table,
     tapped,
 )
 
 ID = MessageId("c" * 24, "d" * 24)
-
-
-@pytest.fixture(scope="module")
-def dynamodb() -> Iterator[Any]:
-    with one_table() as client:
-        yield client
-
-
-@pytest.fixture
-def runtime(dynamodb: Any) -> FakeRuntime:
-    return on_empty_table(dynamodb)
 
 
 @pytest.fixture

@@ -43,13 +43,13 @@ from tests.fakes import (
     inbound,
     logged,
     no_answer,
-    on_empty_table,
-    one_table,
     outgoing,
     settings,
     sqs_event,
     tapped,
 )
+
+pytestmark = pytest.mark.usefixtures("says_nothing")
 
 API = "https://replies.example.com/v1"
 STOPPED = "No more herons."
@@ -164,17 +164,6 @@ class World:
         assert before == (self.said, len(self.runtime.requests), self.reply(message))
 
 
-@pytest.fixture(scope="module")
-def dynamodb() -> Iterator[Any]:
-    with one_table() as client:
-        yield client
-
-
-@pytest.fixture
-def runtime(dynamodb: Any) -> FakeRuntime:
-    return on_empty_table(dynamodb)
-
-
 @pytest.fixture
 def build(runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> Build:
     """Makes the world. `answer`: what the adopter's own code returns, or does; `api`: what the
@@ -208,12 +197,6 @@ def build(runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> Build:
         return World(runtime, carrier, variables)
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def _says_nothing(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
-    yield
-    logged(capsys)
 
 
 # --- one text, one answer ----------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -16,36 +15,18 @@ from tests.fakes import (
     FakeRuntime,
     Lost,
     aws_error,
-    logged,
     no_answer,
-    on_empty_table,
-    one_table,
     tapped,
 )
 
+pytestmark = pytest.mark.usefixtures("says_nothing")
+
 KEY = ("P", "S")
-
-
-@pytest.fixture(scope="module")
-def dynamodb() -> Iterator[Any]:
-    with one_table() as client:
-        yield client
-
-
-@pytest.fixture
-def runtime(dynamodb: Any) -> FakeRuntime:
-    return on_empty_table(dynamodb)
 
 
 @pytest.fixture
 def table(runtime: FakeRuntime) -> Table:
     return Table(runtime, "test")
-
-
-@pytest.fixture(autouse=True)
-def _says_nothing(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
-    yield
-    logged(capsys)
 
 
 def item(**attributes: Any) -> dict[str, Any]:

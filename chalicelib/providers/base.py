@@ -20,6 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from urllib.parse import parse_qsl, urlsplit
 
 if TYPE_CHECKING:
     # The receiver imports this module, and must not pay for an HTTP client that it never uses.
@@ -191,6 +192,20 @@ def retry_after(response: httpx.Response) -> float | None:
     if not (value.isascii() and value.isdigit()):
         return None
     return min(max(float(value), 1.0), 43_200.0)
+
+
+def answer_of(response: httpx.Response) -> dict[str, Any]:
+    """The JSON object of an answer, empty where it has none."""
+    try:
+        answer = response.json()
+    except (ValueError, RecursionError):
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
+def reference_in(url: str) -> str:
+    """Our reference, as the call-back URL of a receipt echoes it; "" where it does not."""
+    return dict(parse_qsl(urlsplit(url).query)).get("reference", "")
 
 
 def _words(name: str) -> str:

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
-from urllib.parse import parse_qsl
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -36,7 +35,9 @@ from chalicelib.providers.base import (
     SignatureError,
     Throttled,
     Unavailable,
+    answer_of,
     post,
+    reference_in,
     retry_after,
 )
 
@@ -332,7 +333,7 @@ def _receipts(
         DeliveryReceipt(
             provider=Telnyx.name,
             id=payload["id"],
-            reference=dict(parse_qsl(request.url.partition("?")[2])).get("reference", ""),
+            reference=reference_in(request.url),
             status=STATUSES[status],
             error=_code(_objects(payload.get("errors"), "errors")),
             occurred_at=_time(event.get("occurred_at"), "occurred_at"),
@@ -357,7 +358,7 @@ def _api_key(secrets: Secrets) -> str:
 
 
 def _outcome(response: httpx.Response) -> Sent:
-    answer = _answer(response)
+    answer = answer_of(response)
     status = str(response.status_code)
     if response.is_success:
         data = answer.get("data")
@@ -379,15 +380,6 @@ def _outcome(response: httpx.Response) -> Sent:
     if not response.is_client_error or response.status_code in (408, 409):
         raise OutcomeUnknown("unexpected_answer", code or status)
     raise Rejected("rejected", code or status)
-
-
-def _answer(response: httpx.Response) -> dict[str, Any]:
-    """The JSON object of an answer, empty where it has none."""
-    try:
-        answer = response.json()
-    except (ValueError, RecursionError):
-        return {}
-    return answer if isinstance(answer, dict) else {}
 
 
 PROVIDER = Telnyx

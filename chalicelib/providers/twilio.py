@@ -38,7 +38,9 @@ from chalicelib.providers.base import (
     SignatureError,
     Throttled,
     Unavailable,
+    answer_of,
     post,
+    reference_in,
     retry_after,
 )
 from chalicelib.text import decode_base64
@@ -319,7 +321,7 @@ def _receipts(
         DeliveryReceipt(
             provider=Twilio.name,
             id=params["MessageSid"],
-            reference=dict(_query(request.url)).get("reference", ""),
+            reference=reference_in(request.url),
             status=STATUSES[status],
             error=params.get("ErrorCode", ""),
         )
@@ -362,7 +364,7 @@ def _credentials(secrets: Secrets) -> tuple[str, str]:
 
 
 def _outcome(response: httpx.Response) -> Sent:
-    answer = _answer(response)
+    answer = answer_of(response)
     if response.is_success:
         sid = answer.get("sid")
         if isinstance(sid, str) and sid:
@@ -376,15 +378,6 @@ def _outcome(response: httpx.Response) -> Sent:
     if response.status_code == 403 and code not in REASON_OF_CODE:
         raise Unavailable("credentials", code)
     raise Rejected(REASON_OF_CODE.get(code, "rejected"), code)
-
-
-def _answer(response: httpx.Response) -> dict[str, Any]:
-    """The JSON object of an answer, empty where it has none."""
-    try:
-        answer = response.json()
-    except (ValueError, RecursionError):
-        return {}
-    return answer if isinstance(answer, dict) else {}
 
 
 def _code(answer: Mapping[str, Any]) -> str:
@@ -409,7 +402,7 @@ def _ask(http: Http, url: str, auth: tuple[str, str]) -> dict[str, Any]:
         raise Unavailable("credentials", str(response.status_code))
     if response.status_code != 200:
         raise OutcomeUnknown("unexpected_answer", str(response.status_code))
-    return _answer(response)
+    return answer_of(response)
 
 
 def _messages(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
