@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from chalicelib.messages import MessageId
@@ -33,7 +34,10 @@ MOST_STARTS = 5  # that never ended; then the message is dead-lettered
 SUSPECT_STARTS = 3  # then it is worked on alone, after all others
 LONGEST = 11 * 3600  # SQS hides a message for at most 12 hours after the receive
 FIRST_BACKOFF = 1.0
-LONGEST_BACKOFF = 120.0
+# Seconds. So long that 1000 receives, after which SQS itself dead-letters, take longer than any age
+# at which a message is given up.
+LONGEST_BACKOFF = 300.0
+TAKING_BACK = 10.0  # seconds that this write may take
 START_KEPT = 15 * 86_400  # seconds; the queues keep 14 days
 
 
@@ -122,6 +126,7 @@ class Batch:
         self._hidden: dict[Record, float] = {}
         self._ended: set[Record] = set()
         self._started: dict[Record, int] = {}
+        self._begun = False
 
     def remaining(self) -> float:
         """Seconds until Lambda ends this invocation."""
@@ -150,11 +155,14 @@ class Batch:
             lanes.setdefault(record.group if ordered else record.id, []).append(record)
         suspects = self._suspects(open_records)
         calm = [lane for lane in lanes.values() if not suspects.intersection(lane)]
+        feared = [lane for lane in lanes.values() if suspects.intersection(lane)]
         results: dict[Record, T] = {}
         self._runtime.together([_task(self._lane, lane, work, needs, results) for lane in calm])
-        for lane in lanes.values():
-            if suspects.intersection(lane):
-                self._lane(lane, work, needs, results)
+        # One of them at most: if it takes this invocation with it, no other is to be blamed.
+        for lane in feared[:1]:
+            self._lane(lane, work, needs, results)
+        for lane in feared[1:]:
+            self._wait(lane, self._backoff(1))
         return results
 
     def all_or_none(self, work: Callable[[], T], records: Sequence[Record]) -> T | None:
@@ -162,8 +170,9 @@ class Batch:
         try:
             return work()
         except Exception as error:
-            for record in records:
-                self._failed(record, [record], error)
+            self._runtime.together(
+                [partial(self._failed, record, [record], error) for record in records]
+            )
             return None
 
     def finish(self) -> dict[str, Any] | None:
@@ -196,9 +205,9 @@ class Batch:
         for position, record in enumerate(lane):
             rest = lane[position:]
             if self.remaining() < needs:
-                self._wait(rest, 0)
-                count("HandedBack", len(rest))
+                self._hand_back(rest, needs)
                 return
+            self._begun = True
             try:
                 if record.envelope is None:
                     raise GiveUp("not_an_envelope")
@@ -208,6 +217,15 @@ class Batch:
                 self._failed(record, rest, error)
                 if record in self._hidden:
                     return
+
+    def _hand_back(self, records: Sequence[Record], needs: float) -> None:
+        """Unstarted, for another invocation; which has as little time if nothing was begun here."""
+        count("HandedBack", len(records))
+        if self._begun:
+            self._wait(records, 0)
+        else:
+            log("ERROR", "time_out_too_short", count=len(records), seconds=needs)
+            self._wait(records, self._backoff(records[0].receives))
 
     def _failed(self, record: Record, rest: Sequence[Record], error: Exception) -> None:
         try:
@@ -242,7 +260,7 @@ class Batch:
         log("INFO", "deferred", id=_id(record), reason=defer.reason, seconds=after)
         count("Deferrals", reason=defer.reason.partition(":")[0])
         self._wait(rest, after)
-        if record in self._started:
+        if record in self._started and self.remaining() > TAKING_BACK:
             # A deferral is not a start that never ended.
             self._table.update(_start_key(record), "DELETE starts :this", values=_this(record))
 

@@ -108,6 +108,9 @@ def _credential_hashes(text: str) -> dict[str, tuple[str, ...]]:
         if principal != "api" and principal not in PROVIDER_NAMES:
             raise ValueError("names a principal that is neither a provider nor api")
         hashes[principal] = tuple(entries)
+    every = [one for entries in hashes.values() for one in entries]
+    if len(every) != len(set(every)):
+        raise ValueError("gives two principals the same credentials")
     return hashes
 
 
@@ -162,6 +165,14 @@ def _seconds(text: str) -> float:
     value = _number(float, text)
     if not 0 < value < 86_400 * 400:
         raise ValueError("not such a number")
+    return value
+
+
+def _short(text: str) -> float:
+    """a number of seconds above 0 and at most 30, which leaves the function time for the rest"""
+    value = _number(float, text)
+    if not 0 < value <= 30:
+        raise ValueError("out of range")
     return value
 
 
@@ -240,7 +251,7 @@ _TABLE: Mapping[str, tuple[str, Callable[[str], Any], str, tuple[str, ...]]] = {
     "numbers": ("NUMBERS", _numbers, "", ()),
     "brand": ("BRAND", _text, "default", ()),
     "reply_api_url": ("REPLY_API_URL", _endpoint, "", ()),
-    "reply_timeout": ("REPLY_TIMEOUT", _seconds, "10", ()),
+    "reply_timeout": ("REPLY_TIMEOUT", _short, "10", ()),
     "reply_max_age": ("REPLY_MAX_AGE", _seconds, "900", ()),
     "message_max_age": ("MESSAGE_MAX_AGE", _seconds, "36000", ()),
     "max_parts": ("MAX_PARTS", _few, "3", ()),

@@ -280,27 +280,38 @@ class Ledger:
         id_, number = named
         # Nearly always the part is `sent`; where not, the refusal says what it is.
         expected: State = "sent"
+        left = False
         for _ in range(4):
             try:
-                self._record(id_, number, receipt, expected)
+                self._record(id_, number, receipt, expected, listed=left)
             except Conflict as conflict:
                 part = _part(conflict.item, number)
                 if part is None:
                     return "stranger"
-                if part["state"] == "failed":
+                if part["state"] in ("failed", expected):
                     return "stale"
-                if part["state"] == expected:
-                    return "stale"
+                if part["state"] == "waiting" and not part.get("attempt"):
+                    # Never handed to anybody: whoever says otherwise is mistaken.
+                    return "stranger"
                 expected = part["state"]
+                left = any(one["state"] == "waiting" for one in _parts(conflict.item).values())
             else:
                 return "recorded"
         raise Busy
 
     def _record(
-        self, id_: MessageId, number: int, receipt: DeliveryReceipt, expected: State
+        self,
+        id_: MessageId,
+        number: int,
+        receipt: DeliveryReceipt,
+        expected: State,
+        *,
+        listed: bool,
     ) -> None:
-        # A receipt for one part says nothing about another that is unknown.
-        found = " REMOVE unknown_bucket, unknown_since" if expected == "unknown" else ""
+        # A receipt for one part says nothing about another that is unknown; and a reply of which
+        # parts are left stays `listed`, since its message has left the queue.
+        settled = expected == "unknown" and not listed
+        found = " REMOVE unknown_bucket, unknown_since" if settled else ""
         self._table.update(
             _key(id_),
             "SET parts.#n.#state = :sent, parts.#n.#status = :status, parts.#n.#rank = :rank,"
@@ -368,7 +379,11 @@ def _first_waiting(reply: Reply) -> PartEntry | None:
 
 
 def _part(item: Item | None, number: int) -> dict[str, Any] | None:
-    return None if item is None else (item.get("parts") or {}).get(str(number))
+    return _parts(item).get(str(number))
+
+
+def _parts(item: Item | None) -> dict[str, Any]:
+    return (item or {}).get("parts") or {}
 
 
 def _there(conflict: Conflict) -> Reply:

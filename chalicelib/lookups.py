@@ -19,17 +19,25 @@ from chalicelib.config import SettingError
 from chalicelib.messages import InboundMessage
 from chalicelib.observing import count, log
 from chalicelib.providers.base import retry_after
-from chalicelib.runtime import Runtime
+from chalicelib.runtime import Runtime, within
 
 
 @dataclass(frozen=True, slots=True)
 class LookUp:
-    """One source. `timeout` in seconds; `required`: without its answer a message is deferred."""
+    """One source. `timeout` in seconds, at most 30, which leaves the function time for the rest;
+    `required`: without its answer a message is deferred."""
 
     name: str
     answer: type[BaseModel]
     timeout: float = 3.0
     required: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout <= 30:
+            raise SettingError(
+                f"chalicelib/yours/lookups.py: the time-out of {self.name} must be above 0 and at "
+                "most 30 seconds"
+            )
 
 
 class LookUps:
@@ -79,7 +87,7 @@ class LookUps:
 
     def _ask_one(self, source: LookUp, url: str, question: Mapping[str, Any]) -> Any:
         try:
-            response = self._runtime.http.post(url, json=question, timeout=source.timeout)
+            response = self._runtime.http.post(url, json=question, timeout=within(source.timeout))
         except httpx.HTTPError as error:
             return _Failure(type(error).__name__)
         if response.status_code in (204, 404):

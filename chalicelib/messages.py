@@ -125,6 +125,10 @@ class InboundMessage:
         """The person's side of the conversation."""
         return self.sender
 
+    def said_at(self, first_received_at: float) -> float:
+        """When the person wrote it, as far as that is known: never later than we first had it."""
+        return min(self.sent_at or first_received_at, first_received_at)
+
 
 @dataclass(frozen=True, slots=True)
 class OutgoingMessage:

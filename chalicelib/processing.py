@@ -37,7 +37,9 @@ from chalicelib.yours.lookups import LOOKUPS
 # would drop it (14 days).
 GIVE_UP_AFTER = DAY
 # Seconds kept for archive and table, after the look-ups.
-STORING = 15.0
+STORING = 20.0
+# Seconds that one write may take, its repetitions included.
+WRITING = 9.0
 
 
 class Processing:
@@ -89,7 +91,7 @@ class Processing:
                 batch.each(
                     lambda envelope, record: self._store(envelope, lines[record], key),
                     list(lines),
-                    needs=0,
+                    needs=WRITING,
                 )
         return batch.finish()
 
@@ -120,7 +122,7 @@ class Processing:
             self._consent.record(
                 message.sender,
                 "stop",
-                message.sent_at or message.received_at,
+                message.said_at(envelope.received_at),
                 words=body,
                 source=message.provider,
                 id_=envelope.id,

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from chalicelib.config import Settings, load
 from chalicelib.ledger import Ledger
@@ -36,7 +36,7 @@ from chalicelib.observing import count, log
 from chalicelib.providers import provider_named
 from chalicelib.providers.base import PayloadError, Provider, SignatureError, UnknownProvider
 from chalicelib.queues import LARGEST_BODY, OUTBOUND, PROCESSING, Envelope, QueueRefused, Queues
-from chalicelib.runtime import Runtime, is_transient
+from chalicelib.runtime import NotReady, Runtime, is_transient
 from chalicelib.table import Table
 from chalicelib.text import LONGEST
 from chalicelib.vault import Vault
@@ -110,11 +110,14 @@ class Receiver:
         return self._providers[name]
 
     def _verified(self, provider: Provider, request: WebhookRequest) -> bool:
+        """Raises NotReady where there is nothing to verify with: that is our fault."""
         try:
             provider.verify(request, self._vault.secrets(provider.name))
         except SignatureError:
             # The secret may have been rotated since we last looked.
             fresh = self._vault.refreshed(provider.name)
+            if not provider.can_verify(fresh or self._vault.secrets(provider.name)):
+                raise NotReady("the provider's secret has no key to verify with") from None
             if fresh is None:
                 return False
             try:
@@ -255,14 +258,7 @@ def request_of(event: Mapping[str, Any], base: str, now: float) -> WebhookReques
     https://docs.aws.amazon.com/apigateway/latest/developerguide/set-up-lambda-proxy-integrations.html
     """
     context = event["requestContext"]
-    path = context["path"]
-    if base:
-        path = context["resourcePath"]
-        for name, value in (event.get("pathParameters") or {}).items():
-            path = path.replace(f"{{{name}}}", value)
-        url = base + path
-    else:
-        url = f"https://{context['domainName']}{path}"
+    url = base + _own_path(event) if base else f"https://{context['domainName']}{context['path']}"
     query = event.get("multiValueQueryStringParameters")
     if query:
         url += "?" + urlencode(query, doseq=True)
@@ -286,9 +282,17 @@ def public_url(event: Mapping[str, Any], base: str, provider: str) -> str:
     if not base:
         context = event["requestContext"]
         # What stands before our own path: the stage, or a custom domain's base path.
-        prefix = re.split(r"/(?:webhooks|messages)(?:/|$)", context["path"], maxsplit=1)[0]
+        prefix = context["path"].removesuffix("/").removesuffix(_own_path(event))
         base = f"https://{context['domainName']}{prefix}"
     return f"{base}/webhooks/{provider}/signed"
+
+
+def _own_path(event: Mapping[str, Any]) -> str:
+    """The path without stage or base path: that of the route."""
+    path: str = event["requestContext"]["resourcePath"]
+    for name, value in (event.get("pathParameters") or {}).items():
+        path = path.replace(f"{{{name}}}", value)
+    return path
 
 
 def _inbound(
@@ -322,8 +326,24 @@ def _urls(media: Any) -> bool:
     return (
         isinstance(media, list)
         and len(media) <= MOST_MEDIA
-        and all(isinstance(u, str) and re.fullmatch(r"https?://[^\s]{1,2000}", u) for u in media)
+        and all(isinstance(url, str) and _is_address(url) for url in media)
     )
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return (
+            len(url) <= 2000
+            and parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and parts.port != 0
+            and url.isascii()
+            and url.isprintable()
+            and " " not in url
+        )
+    except ValueError:
+        return False
 
 
 def _try_again(error: Exception, provider: str) -> Response:
@@ -348,4 +368,7 @@ def _json(
 
 def start() -> Receiver:
     """Everything that can be made before the first request: clients, queue URLs, secrets."""
-    return Receiver(Runtime(hurry=True), load(os.environ))
+    settings = load(os.environ)
+    runtime = Runtime(hurry=True)
+    runtime.warm("sqs", "secretsmanager")
+    return Receiver(runtime, settings)

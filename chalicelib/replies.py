@@ -16,7 +16,7 @@ from chalicelib import text
 from chalicelib.batches import Defer
 from chalicelib.messages import InboundMessage
 from chalicelib.providers.base import Provider, retry_after
-from chalicelib.runtime import Runtime
+from chalicelib.runtime import Runtime, within
 from chalicelib.text import LONGEST
 
 Words = list[tuple[str, tuple[str, ...]]]
@@ -73,7 +73,7 @@ class Replies:
                 self._url,
                 json=question,
                 headers={"Idempotency-Key": id_},
-                timeout=httpx.Timeout(self._timeout, connect=3.0),
+                timeout=within(self._timeout),
             )
         except httpx.HTTPError as error:
             raise Defer(f"reply_api: {type(error).__name__}") from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -96,8 +96,10 @@ class Runtime:
         import httpx
 
         return httpx.Client(
-            timeout=httpx.Timeout(10.0, connect=3.0),
-            limits=httpx.Limits(max_connections=4 * THREADS, max_keepalive_connections=THREADS),
+            transport=_bounded(
+                httpx.Limits(max_connections=None, max_keepalive_connections=THREADS)
+            ),
+            timeout=within(10.0),
             follow_redirects=False,
             # No proxy or netrc of the environment: secrets go where the settings say.
             trust_env=False,
@@ -110,12 +112,53 @@ class Runtime:
         # Repeating is safe: every write of ours is conditional or recognises itself.
         config = Config(
             connect_timeout=0.4 if self._hurry else 1.0,
-            read_timeout=0.7 if self._hurry else 4.0,
+            read_timeout=0.7 if self._hurry else 2.0,
             retries={"mode": "standard", "total_max_attempts": 2 if self._hurry else 3},
             max_pool_connections=2 * THREADS,
             s3={"addressing_style": "path"},
         )
         return boto3.client(service, config=config)
+
+
+def within(seconds: float) -> httpx.Timeout:
+    """The time-outs of one HTTP call: `seconds` until the answer is there, and at most 3 more for
+    the connection."""
+    import httpx
+
+    return httpx.Timeout(seconds, connect=min(seconds, 3.0), pool=min(seconds, 3.0))
+
+
+def _bounded(limits: httpx.Limits) -> httpx.BaseTransport:
+    """A transport whose answers end in time as a whole.
+
+    httpx bounds each read; a peer that sends a byte now and then would hold a function until
+    Lambda ends it.
+    """
+    import httpx
+
+    class Body(httpx.SyncByteStream):
+        def __init__(self, body: httpx.SyncByteStream, end: float) -> None:
+            self._body = body
+            self._end = end
+
+        def __iter__(self) -> Iterator[bytes]:
+            for chunk in self._body:
+                if time.monotonic() > self._end:
+                    raise httpx.ReadTimeout("the answer took too long as a whole")
+                yield chunk
+
+        def close(self) -> None:
+            self._body.close()
+
+    class Transport(httpx.HTTPTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            end = time.monotonic() + request.extensions["timeout"]["read"]
+            response = super().handle_request(request)
+            assert isinstance(response.stream, httpx.SyncByteStream)
+            response.stream = Body(response.stream, end)
+            return response
+
+    return Transport(limits=limits, trust_env=False)
 
 
 def is_transient(error: BaseException) -> bool:

@@ -20,6 +20,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from pydantic import ValidationError
+
 from chalicelib import text
 from chalicelib.batches import Batch, Defer, GiveUp, LambdaContext, Record
 from chalicelib.config import Settings, load
@@ -43,10 +45,10 @@ from chalicelib.table import Table
 from chalicelib.vault import Vault
 from chalicelib.yours.replies import reply as own_reply
 
-# Seconds that one message may need after its words are there: consent, claim, send, outcome.
-SENDING = 25.0
-# Seconds that one write may take, its repetitions included.
-WRITING = 12.0
+# Seconds that one read or write of the table may take, its repetitions included.
+WRITING = 9.0
+# Seconds that a call to the provider may take: connection and answer.
+CALLING = 14.0
 # A claim is taken for dead this long after the end of the invocation that made it.
 LEASE_MARGIN = 5.0
 # A confirmation of an opt-out comes at once or not at all.
@@ -90,7 +92,8 @@ class Sender:
         lease_until = batch.deadline + LEASE_MARGIN
         batch.each(
             lambda envelope, record: self._answer(envelope, record, lease_until),
-            needs=self._settings.reply_timeout + SENDING,
+            # (The rest is asked for again before each claim, when it is known how slow it was.)
+            needs=self._settings.reply_timeout + CALLING + WRITING,
             ordered=True,
         )
         return batch.finish()
@@ -100,6 +103,12 @@ class Sender:
             self._answer_once(envelope, lease_until)
         except Busy:
             raise Defer("held_by_another") from None
+        except Defer as defer:
+            if defer.after is None:
+                raise
+            # No longer than the reply may be sent at all: what is too old is to be recorded so.
+            left = self._longest(envelope.kind) - (self._runtime.now() - envelope.received_at)
+            raise Defer(defer.reason, min(defer.after, max(left, 0.0) + 1)) from None
 
     def _answer_once(self, envelope: Envelope, lease_until: float) -> None:
         id_ = MessageId.parse(envelope.id)
@@ -120,8 +129,13 @@ class Sender:
             callback_url=envelope.callback_url,
             received_at=envelope.received_at,
         )
+        if reply.outcome:
+            return
+        if reply.provider not in self._providers and self._too_old(reply):
+            self._close(reply, "expired")
+            return
         provider = self._provider(reply.provider)
-        if not reply.outcome and reply.parts is None:
+        if reply.parts is None:
             reply = self._decide(message, provider, reply)
         for part in reply.parts or ():
             if reply.outcome or not self._send(reply, part, provider, lease_until):
@@ -139,7 +153,10 @@ class Sender:
     ) -> Reply:
         """The reply with its words stored, or closed without any."""
         if isinstance(message, OutgoingMessage):
-            answer = Answer.model_validate({"text": message.text, "media": message.media})
+            try:
+                answer = Answer.model_validate({"text": message.text, "media": message.media})
+            except ValidationError:
+                return self._close(reply, "failed: invalid_request")
             return self._store(reply, answer, provider)
         event = self._consent_event(message)
         if event is not None:
@@ -169,7 +186,7 @@ class Sender:
             message.sender,
             event,
             # The first receipt's time, not that of a duplicate which came hours later.
-            message.sent_at or reply.received_at,
+            message.said_at(reply.received_at),
             words=message.text,
             source=message.provider,
             id_=str(reply.id),
@@ -205,18 +222,23 @@ class Sender:
         if part.state != "waiting":
             return False
         if self._too_old(reply):
-            self._close(reply, "expired")
+            sent = part.number - 1
+            self._close(reply, f"expired: after {sent} of its parts" if sent else "expired")
             return False
-        if lease_until - LEASE_MARGIN - self._runtime.now() < SENDING:
-            # A claim that the end of the invocation cuts off would be an unknown send.
-            raise Defer("no_time_left", after=0)
         secrets = self._vault.secrets(provider.name)
         if not reply.confirmation and self._consent.opted_out(reply.theirs):
             self._close(reply, "refused: opted_out")
             return False
+        # A claim that the end of the invocation cuts off would be an unknown send.
+        end = lease_until - LEASE_MARGIN
+        if end - self._runtime.now() < 2 * WRITING + CALLING:
+            raise Defer("no_time_left", after=0)
         claimed = self._ledger.claim(
             reply, part, owner=self._runtime.new_id(), lease_until=lease_until
         )
+        if end - self._runtime.now() < CALLING:
+            self._ledger.put_back(reply, claimed)
+            raise Defer("no_time_left", after=0)
         return self._hand_over(reply, claimed, provider, secrets)
 
     def _hand_over(
@@ -299,12 +321,13 @@ class Sender:
         return closed
 
     def _too_old(self, reply: Reply) -> bool:
-        limits = {
-            "inbound": self._settings.reply_max_age,
-            "outgoing": self._settings.message_max_age,
-        }
-        limit = CONFIRMATION_MAX_AGE if reply.confirmation else limits[reply.kind]
+        limit = CONFIRMATION_MAX_AGE if reply.confirmation else self._longest(reply.kind)
         return self._runtime.now() - reply.received_at > limit
+
+    def _longest(self, kind: str) -> float:
+        """Seconds after which a reply is not sent any more."""
+        settings = self._settings
+        return settings.message_max_age if kind == "outgoing" else settings.reply_max_age
 
 
 def _readable(envelope: Envelope) -> InboundMessage | OutgoingMessage:

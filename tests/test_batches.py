@@ -218,13 +218,13 @@ def test_a_deferral_outside_an_order_hides_one_message(runtime: FakeRuntime) -> 
         (0.0, 1, 0),
         (-5.0, 1, 0),
         (13 * 3600.0, 1, LONGEST),
-        # Backoff: a second, and half (as chance has it here) of what doubles up to 120.
+        # Backoff: a second, and half (as chance has it here) of what doubles up to 300.
         (None, 1, 2),
         (None, 2, 3),
         (None, 4, 9),
         (None, 6, 33),
-        (None, 7, 61),
-        (None, 900, 61),
+        (None, 7, 65),
+        (None, 900, 151),
     ],
 )
 def test_how_long_a_deferral_lasts(
@@ -382,7 +382,6 @@ def test_a_copy_on_a_standard_queue(runtime: FakeRuntime) -> None:
         '{"kind": "inbound"}',
         json.dumps({**json.loads(body("a1", "a")), "kind": "gossip"}),
         json.dumps({**json.loads(body("a1", "a")), "payload": "heron"}),
-        json.dumps({**json.loads(body("a1", "a")), "more": 1}),
         json.dumps({**json.loads(body("a1", "a")), "conversation": ["a"]}),
         json.dumps({**json.loads(body("a1", "a")), "received_at": "now"}),
         "[" * 20_000,
@@ -506,6 +505,26 @@ def test_a_suspect_is_worked_on_last_and_alone(
     # THEN its conversation comes after all others, and nothing runs beside it
     assert work.done == ["b1", "c1", "a1", "a2"]
     assert side_by_side == [2]
+
+
+def test_one_suspect_at_a_time(runtime: FakeRuntime) -> None:
+    # GIVEN a batch whose messages were begun together again and again, and one that kills
+    queue = Fifo(runtime, "a1", "b1", "c1", "d1", "e1", "f1")
+    work = Work(runtime, e1=Died())
+    queue.drain(lambda event: handle(runtime, event, work))
+    # THEN the killer alone is dead-lettered, although it was not the first
+    assert [copy["MessageGroupId"] for copy in dead(runtime)] == ["e"]
+    assert set(work.done) == {"a1", "b1", "c1", "d1", "f1"}
+
+
+def test_a_function_that_never_has_the_time_does_not_spin(
+    runtime: FakeRuntime, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # GIVEN a time-out that is shorter than what the work wants
+    assert handle(runtime, of("a1", "b1"), Work(runtime), seconds=5) == ["m0", "m1"]
+    # THEN they wait, and it is said
+    assert set(runtime.queues.hidden.values()) == {2}
+    assert events(logged(capsys)) == ["time_out_too_short"] * 2
 
 
 def test_two_starts_make_no_suspect(runtime: FakeRuntime) -> None:

@@ -175,7 +175,7 @@ def test_each_source_has_its_own_time_out() -> None:
     times = {request.url.path: request.extensions["timeout"] for request in runtime.requests}
     assert times == {
         "/a": dict.fromkeys(("connect", "read", "write", "pool"), 0.5),
-        "/b": dict.fromkeys(("connect", "read", "write", "pool"), 8),
+        "/b": {"connect": 3.0, "read": 8, "write": 8, "pool": 3.0},
     }
 
 

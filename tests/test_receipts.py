@@ -126,7 +126,7 @@ def test_an_overtaken_receipt_is_for_the_caller(capsys: pytest.CaptureFixture[st
         states = iter(["sending", "waiting", "unknown", "sending"])
 
         def update(self, *_: object, **__: object) -> None:
-            raise Conflict({"parts": {"1": {"state": next(self.states)}}})
+            raise Conflict({"parts": {"1": {"state": next(self.states), "attempt": 1}}})
 
     ledger = Ledger(Restless(), FakeRuntime(), keep_days=400)  # type: ignore[arg-type]
     with pytest.raises(Busy):

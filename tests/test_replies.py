@@ -53,7 +53,7 @@ def test_the_reply_api_is_asked_about_the_message_in_json() -> None:
         "media": [{"url": MEDIA, "content_type": ""}],
         "received_at": NOW,
     }
-    assert request.extensions["timeout"] == {"connect": 3.0, "read": 7.0, "write": 7.0, "pool": 7.0}
+    assert request.extensions["timeout"] == {"connect": 3.0, "read": 7.0, "write": 7.0, "pool": 3.0}
 
 
 @pytest.mark.parametrize(

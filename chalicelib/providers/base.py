@@ -137,6 +137,11 @@ class Provider(ABC):
         Raises SignatureError otherwise, whatever the request holds. Constant time.
         """
 
+    def can_verify(self, secrets: Secrets) -> bool:
+        """Whether these secrets hold any key that `verify` could use: a refusal for want of one
+        would be our own fault."""
+        return bool(secrets)
+
     @abstractmethod
     def parse(self, request: WebhookRequest) -> list[InboundMessage | DeliveryReceipt]:
         """Every event in the request; none for an event that is neither a text nor a receipt.

@@ -144,6 +144,9 @@ class Telnyx(Provider):
         if not any(_verifies(key, signature, signed) for key in _public_keys(secrets)):
             raise SignatureError("the signature does not match")
 
+    def can_verify(self, secrets: Secrets) -> bool:
+        return any(True for _ in _public_keys(secrets))
+
     def parse(self, request: WebhookRequest) -> list[InboundMessage | DeliveryReceipt]:
         """One text, one receipt, or nothing for another kind of event.
 

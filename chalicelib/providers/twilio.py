@@ -144,6 +144,9 @@ class Twilio(Provider):
         if not valid:
             raise SignatureError("the signature does not match")
 
+    def can_verify(self, secrets: Secrets) -> bool:
+        return bool(_keys(secrets, "auth_tokens") + _keys(secrets, "shared_keys"))
+
     def parse(self, request: WebhookRequest) -> list[InboundMessage | DeliveryReceipt]:
         """One text or one receipt. https://www.twilio.com/docs/messaging/guides/webhook-request
 
@@ -323,7 +326,7 @@ def _receipts(
             id=params["MessageSid"],
             reference=reference_in(request.url),
             status=STATUSES[status],
-            error=params.get("ErrorCode", ""),
+            error=_code({"code": params.get("ErrorCode", "")}),
         )
     ]
 
