@@ -250,6 +250,18 @@ def test_a_secret_that_is_not_there_yet_is_no_refusal(
     assert call(event)[0] == 200
 
 
+@pytest.mark.parametrize(
+    "secret", [{}, {"auth_token": "x"}, {"auth_tokens": "x"}, {"auth_tokens": [""]}]
+)
+def test_a_secret_without_a_key_is_no_refusal(
+    secret: dict[str, Any], runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # (a provider drops a text for good that got a 403)
+    runtime.vault.held["twilio"] = secret
+    restart(runtime, monkeypatch)
+    assert call(twilio_event({"Body": "hello", "MessageSid": "SM1"}))[0] == 503
+
+
 def test_secrets_manager_down_is_no_refusal(runtime: FakeRuntime) -> None:
     runtime.vault.fails = ConnectTimeoutError(endpoint_url="https://secrets")
     runtime.clock += 3600
@@ -403,6 +415,10 @@ def test_an_outgoing_text_is_queued_once(runtime: FakeRuntime) -> None:
         ({"to": THEIRS, "text": "x" * 20_001}, "k", "text:"),
         ({"to": THEIRS, "media": "https://x"}, "k", "media:"),
         ({"to": THEIRS, "media": ["file:///etc/passwd"]}, "k", "media:"),
+        *(
+            ({"to": THEIRS, "media": [url]}, "k", "media:")
+            for url in ("http://[", "http://?x", "http://:80/", "http://x:0/", "http://x y/")
+        ),
         ({"to": THEIRS, "text": "x", "cc": "y"}, "k", "may have"),
     ],
 )
@@ -446,6 +462,7 @@ def test_asking_for_a_message_that_is_not_there(
         ("/prod/webhooks/twilio/signed", "", f"https://{HOST}/prod/webhooks/twilio/signed"),
         ("/webhooks/twilio/signed", "", f"https://{HOST}/webhooks/twilio/signed"),
         ("/sms/v1/webhooks/twilio/signed", "", f"https://{HOST}/sms/v1/webhooks/twilio/signed"),
+        ("/messages/webhooks/twilio/signed", "", f"https://{HOST}/messages/webhooks/twilio/signed"),
         (
             "/prod/webhooks/twilio/signed",
             "https://tunnel.example.com/base",

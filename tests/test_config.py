@@ -111,6 +111,8 @@ BAD: list[tuple[str, str, str]] = [
     ("REPLY_API_URL", "https://user:secret@[heron]/", "http or https"),
     ("REPLY_API_URL", "https://heron:66000/", "http or https"),
     ("REPLY_TIMEOUT", "heron", "above 0"),
+    ("REPLY_TIMEOUT", "30.5", "at most 30"),
+    ("CREDENTIAL_HASHES", f'{{"api": "{HASH}", "twilio": ["{HASH}"]}}', "two principals"),
     ("REPLY_TIMEOUT", "0", "above 0"),
     ("REPLY_TIMEOUT", "-2.5", "above 0"),
     ("REPLY_TIMEOUT", "nan", "above 0"),

@@ -254,3 +254,9 @@ def test_the_look_ups_of_the_template() -> None:
 def test_an_address_for_no_source_is_a_mistake() -> None:
     with pytest.raises(SettingError, match=r"^LOOKUP_URLS: .*: costumer$"):
         LookUps(FakeRuntime(), [source("customer")], {"costumer": url("costumer")})
+
+
+@pytest.mark.parametrize("timeout", [0.0, -1.0, 30.5])
+def test_a_time_out_leaves_the_function_time_for_the_rest(timeout: float) -> None:
+    with pytest.raises(SettingError, match="time-out of customer"):
+        source("customer", timeout=timeout)

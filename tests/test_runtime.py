@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import threading
+import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from botocore.exceptions import (
     ClientError,
@@ -21,7 +24,7 @@ from botocore.exceptions import (
 
 from chalicelib.batches import Defer
 from chalicelib.queues import EnvelopeError
-from chalicelib.runtime import THREADS, NotReady, Runtime, is_transient
+from chalicelib.runtime import THREADS, NotReady, Runtime, is_transient, within
 from chalicelib.table import Conflict, ReadIncomplete
 from chalicelib.vault import SecretError
 
@@ -271,3 +274,40 @@ def test_it_would_be_seen(code: str) -> None:
 
 def test_what_is_for_the_type_checker_alone_is_not_counted() -> None:
     assert not violations("sending.py", ast.parse("if TYPE_CHECKING:\n    import time"))
+
+
+# --- HTTP ----------------------------------------------------------------------------------------
+
+
+class Dripping(BaseHTTPRequestHandler):
+    """Answers a byte now and then, each sooner than any read time-out, for five seconds."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "50")
+        self.end_headers()
+        for _ in range(50):
+            time.sleep(0.1)
+            try:
+                self.wfile.write(b" ")
+                self.wfile.flush()
+            except OSError:
+                return
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+
+def test_an_answer_that_drips_ends_in_time_as_a_whole() -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Dripping)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    runtime = Runtime()
+    try:
+        with pytest.raises(httpx.ReadTimeout):
+            runtime.http.get(f"http://127.0.0.1:{server.server_port}/", timeout=within(0.5))
+    finally:
+        runtime.http.close()
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -278,6 +278,13 @@ def test_a_provider_that_is_not_configured_is_waited_for(build: Build) -> None:
     assert len(world.said) == 1
 
 
+def test_a_provider_that_is_gone_for_good_does_not_hold_up_its_conversations(build: Build) -> None:
+    world, text = build(PROVIDERS="telnyx"), inbound()
+    world.runtime.clock += 901
+    assert world.receive(text) == []
+    assert world.reply(text).state == "expired"
+
+
 # --- every error of the provider contract ------------------------------------------------------
 
 
@@ -820,6 +827,67 @@ def test_nobody_is_asked_what_to_say_to_an_old_text(build: Build) -> None:
     world.runtime.clock += 901
     assert world.receive(text) == []
     assert world.runtime.requests == []
+
+
+def test_a_reply_of_which_a_part_was_sent_says_so_when_it_expires(build: Build) -> None:
+    world, text = build(answer=["heron 1", "heron 2"]), inbound()
+    world.carrier.next = iter([None, Unavailable("no_connection")])
+    assert world.receive(text) == ["m0"]
+    world.runtime.clock += 901
+    assert world.receive(text, receives=2) == []
+    assert world.reply(text).state == "expired: after 1 of its parts"
+    assert len(world.said) == 2
+
+
+def test_nobody_waits_longer_than_the_reply_may_be_sent(build: Build) -> None:
+    # GIVEN a reply API that wants to be asked again in twelve hours
+    api = [httpx.Response(503, headers={"Retry-After": "43200"})]
+    world = build(api=api)
+    world.runtime.clock += 100
+    assert world.receive(inbound(), inbound(id_="SM2")) == ["m0", "m1"]
+    # THEN it comes back just when it is too old, and so does whoever is behind it
+    assert world.runtime.queues.hidden == {"h0": 801, "h1": 801}
+
+
+def test_no_part_is_claimed_that_there_is_no_time_to_send(build: Build) -> None:
+    # GIVEN a table that is slow to say that nobody opted out
+    world, text = build(), inbound()
+
+    def slow() -> None:
+        world.runtime.clock += 30
+
+    tapped(world.runtime).next["get_item"] = iter([slow])
+    assert world.receive(text) == ["m0"]
+    assert (world.said, world.part(text).state) == ([], "waiting")
+    assert world.runtime.queues.hidden == {"h0": 0}
+
+
+def test_a_claim_that_took_too_long_is_given_back(build: Build) -> None:
+    # GIVEN a table that is slow to take the claim
+    world, text = build(), inbound()
+
+    def slow() -> None:
+        world.runtime.clock += 50
+
+    tapped(world.runtime).next["update_item"] = iter([None, slow])
+    assert world.receive(text) == ["m0"]
+    assert (world.said, world.part(text).state) == ([], "waiting")
+    assert world.receive(text, receives=2) == []
+    assert len(world.said) == 1
+
+
+def test_a_start_from_the_future_does_not_disable_stop(build: Build) -> None:
+    # GIVEN a provider whose clock is a year ahead
+    world = build(StopAnswering())
+    ahead = inbound("START")
+    ahead = replace(ahead, payload={**ahead.payload, "sent_at": NOW + 365 * DAY})
+    assert world.receive(ahead) == []
+    # WHEN the person says STOP later
+    world.runtime.clock += 60
+    stop = inbound("STOP", id_="SM2")
+    assert world.receive(replace(stop, received_at=NOW + 60)) == []
+    # THEN it counts
+    assert world.consent.opted_out(THEIRS)
 
 
 def test_a_reply_whose_words_waited_too_long_expires(build: Build) -> None:
