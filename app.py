@@ -16,6 +16,7 @@ from chalice.app import AuthRequest, AuthResponse, AuthRoute, Chalice, Response,
 
 from chalicelib.config import load
 from chalicelib.credentials import paths_of, principal_of
+from chalicelib.observing import count, log
 
 STAGE = os.environ.get("SPILLWAY_STAGE", "dev")
 ANY_TYPE = ["*/*"]  # the receiver judges
@@ -34,6 +35,8 @@ def authorize(request: AuthRequest) -> AuthResponse:
     hashes = load({**os.environ, "SPILLWAY_FUNCTION": "authorizer"}).credential_hashes
     principal = principal_of(request.token, hashes)
     if principal is None:
+        count("Refused", reason="credentials")
+        log("WARNING", "refused", reason="credentials")
         return AuthResponse(routes=[], principal_id="nobody")
     routes = [AuthRoute(path, [method]) for method, path in paths_of(principal)]
     return AuthResponse(routes=[*routes], principal_id=principal)

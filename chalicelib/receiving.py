@@ -76,21 +76,20 @@ class Receiver:
         try:
             provider = self._provider(name)
         except UnknownProvider:
-            count("Refused", reason="unknown_provider")
+            # Without its name, which anybody may have made up.
+            _refused("unknown_provider")
             return _error(404, "unknown_provider")
         if signed_door and not provider.signed:
-            count("Refused", provider=name, reason="unsigned_provider")
+            _refused("unsigned_provider", name)
             return _error(403, "this provider does not sign: use its door behind the authorizer")
         request = request_of(event, self._settings.public_url, self._runtime.now())
         try:
             if provider.signed and not self._verified(provider, request):
-                count("Refused", provider=name, reason="signature")
-                log("WARNING", "signature_refused", provider=name)
+                _refused("signature", name)
                 return _error(403, "signature")
             self._accept(provider, request, event)
         except TooLarge:
-            count("Refused", provider=name, reason="too_large")
-            log("WARNING", "refused", provider=name, reason="too_large")
+            _refused("too_large", name)
             return _error(413, "too_large")
         except Exception as error:
             return _try_again(error, name)
@@ -169,14 +168,13 @@ class Receiver:
         """POST /messages: one outgoing text for the outbound queue."""
         request = request_of(event, self._settings.public_url, self._runtime.now())
         key = request.headers.get("idempotency-key")
-        if not _IDEMPOTENCY_KEY.fullmatch(key):
-            return _error(400, "the header Idempotency-Key must have 1 to 255 visible characters")
         try:
-            message = self._outgoing(json.loads(request.body))
+            if not _IDEMPOTENCY_KEY.fullmatch(key):
+                raise BadRequest("the header Idempotency-Key must have 1 to 255 visible characters")
+            message = self._outgoing(_json_in(request.body))
         except BadRequest as error:
+            _refused("bad_request")
             return _error(400, str(error))
-        except (ValueError, RecursionError):
-            return _error(400, "the body must be a JSON object")
         principal = event["requestContext"].get("authorizer", {}).get("principalId", "api")
         id_ = MessageId(
             self._keys.conversation(message.ours, message.theirs),
@@ -352,6 +350,18 @@ def _try_again(error: Exception, provider: str) -> Response:
     count("Faults", provider=provider, reason="store" if known else "unexpected")
     log("ERROR", "not_taken", provider=provider, error=error)
     return _json(503, {"error": "try_again"}, {"Retry-After": "5"})
+
+
+def _json_in(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        raise BadRequest("the body must be a JSON object") from None
+
+
+def _refused(reason: str, provider: str = "") -> None:
+    count("Refused", provider=provider, reason=reason)
+    log("WARNING", "refused", provider=provider, reason=reason)
 
 
 def _error(status: int, why: str) -> Response:

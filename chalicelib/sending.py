@@ -167,6 +167,9 @@ class Sender:
                 return self._confirm(reply, provider)
             if event == "help" and self._settings.help_text:
                 return self._store(reply, Answer(text=self._settings.help_text), provider)
+        if self._consent.opted_out(reply.theirs):
+            # (Read again before each claim; here, so that nobody is asked in vain.)
+            return self._close(reply, "refused: opted_out")
         if self._too_old(reply):
             return self._close(reply, "expired")
         try:

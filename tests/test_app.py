@@ -13,6 +13,7 @@ from botocore.exceptions import ConnectTimeoutError
 
 import app as app_module
 from chalicelib.credentials import hash_of
+from chalicelib.providers.twilio import Twilio
 from chalicelib.receiving import Receiver
 from tests.fakes import OURS, THEIRS, FakeRuntime, settings
 from tests.signing import HOST, TelnyxKey, api_event, telnyx_event, twilio_event
@@ -186,18 +187,27 @@ def test_health() -> None:
 
 
 @pytest.mark.parametrize("door", ["", "/signed"])
-def test_both_doors_verify(door: str, runtime: FakeRuntime) -> None:
+def test_both_doors_verify(
+    door: str, runtime: FakeRuntime, capsys: pytest.CaptureFixture[str]
+) -> None:
     good = twilio_event({"Body": "hello", "MessageSid": "SM1"}, door=door)
     bad = twilio_event({"Body": "hello", "MessageSid": "SM1"}, door=door, token="another")
     assert call(good)[0] == 200
+    capsys.readouterr()
     assert call(bad)[0] == 403
     assert len(sent(runtime, "processing")) == 1
+    # AND the refusal is counted and logged
+    metric, line = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (metric["Refused"], metric["reason"]) == (1, "signature")
+    assert (line["event"], line["reason"], line["provider"]) == ("refused", "signature", "twilio")
 
 
 def test_processing_gets_it_before_outbound_and_with_the_raw_payload(runtime: FakeRuntime) -> None:
     call(twilio_event({"Body": "hello", "MessageSid": "SM1", "Extra": "kept"}))
     [processing], [outbound] = sent(runtime, "processing"), sent(runtime, "outbound.fifo")
     assert processing["payload"].pop("raw")["Extra"] == "kept"
+    # (the sender has no use for it)
+    assert processing["payload"] == outbound["payload"]
     assert processing["id"] == outbound["id"]
     assert outbound["callback_url"] == f"https://{HOST}/webhooks/twilio/signed"
     [message] = runtime.queues.sent["outbound.fifo"]
@@ -228,6 +238,9 @@ def test_a_queue_that_refuses_makes_the_provider_come_again(
     event = twilio_event({"Body": "a secret text", "MessageSid": "SM1"})
     status, headers, _ = call(event)
     assert (status, headers["Retry-After"]) == (503, "5")
+    # AND what was taken before was processing's: "stored, not answered" can be repaired
+    taken = len(sent(runtime, "processing")), len(sent(runtime, "outbound.fifo"))
+    assert taken == (int(refused != "processing"), 0)
     # AND when it does come again, the message is on each queue (processing may have it twice)
     del runtime.queues.refuses[refused]
     assert call(event)[0] == 200
@@ -359,6 +372,25 @@ def test_an_unknown_provider(provider: str, door: str, runtime: FakeRuntime) -> 
     assert call(event)[0] == 404
 
 
+def test_a_provider_that_does_not_sign_is_refused_at_the_signed_door(
+    runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Twilio, "signed", False)
+    event = twilio_event({"Body": "hello", "MessageSid": "SM1"}, token="bad")
+    assert call(event)[0] == 403
+    assert not sent(runtime, "processing")
+
+
+def test_every_refusal_is_logged(runtime: FakeRuntime, capsys: pytest.CaptureFixture[str]) -> None:
+    authorize(basic("a-secret:text"))
+    call(post({"to": THEIRS}))
+    call(api_event("POST", "/webhooks/x", "", {}, parameters={"provider": f"x{THEIRS}"}))
+    output = capsys.readouterr().out
+    reasons = [json.loads(line)["reason"] for line in output.splitlines() if '"event"' in line]
+    assert reasons == ["credentials", "bad_request"]
+    assert_says_nothing(output)
+
+
 def test_a_provider_that_is_not_configured_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     receiver = Receiver(FakeRuntime(), settings("receiver", PROVIDERS="telnyx", NUMBERS=""))
     monkeypatch.setattr(app_module, "function", {"receiving": receiver}.__getitem__)
@@ -394,6 +426,20 @@ def test_an_outgoing_text_is_queued_once(runtime: FakeRuntime) -> None:
     }
     assert envelope["id"] == json.loads(answers[0][2])["id"]
     assert not sent(runtime, "processing")
+
+
+def test_two_principals_may_use_the_same_key(runtime: FakeRuntime) -> None:
+    for principal in ("api", "another"):
+        call(post({"to": THEIRS, "text": "hello"}, principal=principal))
+    assert len({envelope["id"] for envelope in sent(runtime, "outbound.fifo")}) == 2
+
+
+def test_a_receipt_carries_the_conversation_of_its_reference(runtime: FakeRuntime) -> None:
+    conversation = "c" * 24
+    fields = {"MessageSid": "SM9", "MessageStatus": "sent"}
+    call(twilio_event(fields, reference=f"{conversation}-{'a' * 24}-1"))
+    [envelope] = sent(runtime, "processing")
+    assert envelope["conversation"] == conversation
 
 
 @pytest.mark.parametrize(

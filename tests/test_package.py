@@ -240,13 +240,12 @@ EVERYWHERE = {"SPILLWAY_FUNCTION", "SPILLWAY_STAGE", "LOG_LEVEL"}
         ("APIHandler", {"PROVIDERS", "PUBLIC_URL", "NUMBERS"}),
         (
             "Process",
-            {"PROVIDERS", "BRAND", "LOOKUP_URLS", "MESSAGE_DAYS", "REPORT_BATCH_ITEM_FAILURES"},
+            {"BRAND", "LOOKUP_URLS", "MESSAGE_DAYS", "REPORT_BATCH_ITEM_FAILURES"},
         ),
         (
             "Send",
             {
                 "PROVIDERS",
-                "NUMBERS",
                 "BRAND",
                 "REPLY_API_URL",
                 "REPLY_TIMEOUT",
@@ -291,7 +290,7 @@ def test_both_pipelines_work_with_the_same_brand_and_life_of_messages(package: P
     process, send = (
         package.function(resource)["Environment"]["Variables"] for resource in ("Process", "Send")
     )
-    shared = {"BRAND", "PROVIDERS", "MESSAGE_DAYS", "REPORT_BATCH_ITEM_FAILURES"}
+    shared = {"BRAND", "MESSAGE_DAYS", "REPORT_BATCH_ITEM_FAILURES"}
     assert {name: process[name] for name in shared} == {name: send[name] for name in shared}
 
 

@@ -311,3 +311,32 @@ def test_an_answer_that_drips_ends_in_time_as_a_whole() -> None:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def test_a_connection_is_kept_for_the_next_call() -> None:
+    ports = []
+
+    class Door(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            ports.append(self.client_address[1])
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        log_message = Dripping.log_message
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Door)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    runtime = Runtime()
+    try:
+        for _ in range(3):
+            runtime.http.get(f"http://127.0.0.1:{server.server_port}/")
+    finally:
+        runtime.http.close()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    assert len(set(ports)) == 1

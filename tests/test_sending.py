@@ -663,7 +663,9 @@ def test_answers_that_are_waited_for(
 
 def test_what_the_reply_api_is_asked(build: Build) -> None:
     world = build(api=[answered()])
-    text = inbound(media=(Media("https://a.example.com/1", "image/png"),))
+    # (as it is stored and matched, too)
+    media = (Media("https://a.example.com/1", "image/png"),)
+    text = inbound(f"{TEXT}\x00\r\ud800", media=media)
     world.receive(text)
     (request,) = world.runtime.requests
     assert (request.method, str(request.url)) == ("POST", API)
@@ -673,7 +675,7 @@ def test_what_the_reply_api_is_asked(build: Build) -> None:
         "provider": "twilio",
         "from": THEIRS,
         "to": OURS,
-        "text": TEXT,
+        "text": f"{TEXT}\n\ufffd",
         "media": [{"url": "https://a.example.com/1", "content_type": "image/png"}],
         "received_at": NOW,
     }
@@ -856,7 +858,7 @@ def test_no_part_is_claimed_that_there_is_no_time_to_send(build: Build) -> None:
     def slow() -> None:
         world.runtime.clock += 30
 
-    tapped(world.runtime).next["get_item"] = iter([slow])
+    tapped(world.runtime).next["get_item"] = iter([None, slow])
     assert world.receive(text) == ["m0"]
     assert (world.said, world.part(text).state) == ([], "waiting")
     assert world.runtime.queues.hidden == {"h0": 0}
@@ -1113,6 +1115,7 @@ def test_a_stop_is_recorded_however_old_it_is(build: Build) -> None:
 def test_an_opt_out_that_cannot_be_read_is_no_consent(build: Build) -> None:
     # GIVEN a table that fails when consent is read
     world, text = build(), inbound()
-    tapped(world.runtime).next["get_item"] = iter([aws_error("InternalServerError")])
-    assert world.receive(text) == ["m0"]
-    assert (world.said, world.part(text).state) == ([], "waiting")
+    for turns in ([None, aws_error("InternalServerError")], [aws_error("InternalServerError")]):
+        tapped(world.runtime).next["get_item"] = iter(turns)
+        assert world.receive(text) == ["m0"]
+        assert (world.said, world.reply(text).state) == ([], "waiting")

@@ -141,6 +141,8 @@ class Environments:
         """The base URLs, and our numbers by provider."""
         return {
             "webhook": self.webhook,
+            # The address that the providers sign: a tunnel's, where PUBLIC_URL says so.
+            "public_url": self.settings("webhook")["PUBLIC_URL"],
             "page": self.page,
             "aws": self.aws,
             "numbers": self.numbers(),

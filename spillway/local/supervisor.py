@@ -228,7 +228,7 @@ class Run:
         rows = [
             ("webhook", environments.webhook, "POST /webhooks/{provider}, POST /messages"),
             ("outbox", f"{environments.page}/provider/outbox", "what the simulated providers sent"),
-            ("samples", f"{environments.page}/sample/", "reply API and look-ups"),
+            ("page", f"{environments.page}/", "simulated providers, samples: what they offer"),
             ("AWS", environments.aws, "emulated, in memory"),
             ("workers", "processing, outbound", "a process for each queue"),
             ("logs", _near(self._folder.path / "logs"), "a file for each process"),

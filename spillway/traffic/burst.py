@@ -21,6 +21,7 @@ from typing import Annotated, Any
 
 import httpx
 import typer
+from botocore.exceptions import BotoCoreError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -47,7 +48,6 @@ class Sent:
     duplicate: bool
     acknowledged_at: float | None = None
     seconds: float = 0.0
-    refused: int | None = None
 
 
 @dataclass(slots=True)
@@ -79,7 +79,8 @@ class Count:
 
     @property
     def good(self) -> bool:
-        return self.lost == 0 and self.answered_twice == 0
+        """Whether all went as it should: an unknown send is listed, and none of these."""
+        return self.lost == 0 and self.answered_twice == 0 and self.refused == 0
 
 
 def burst(
@@ -101,8 +102,8 @@ def burst(
 
     Signed webhooks go to the local stack as fast as its door takes them; then
     each message is looked for in the table, the archive and the outbox. Ends
-    with 1 if one that was acknowledged is lost or was answered twice. Needs a
-    local run (make run).
+    with 1 if one that was acknowledged is lost or was answered twice, or if
+    the door refused one. Needs a local run (make run).
     """
     local = Folder().running()
     names = list(local["numbers"]) if provider == "mix" else [provider]
@@ -164,7 +165,6 @@ def run(local: Mapping[str, Any], messages: list[Sent], *, console: Console) -> 
         sent_at = time.time()
         _wait(stores, progress)
         quiet_at = time.time()
-        progress.add_task("counting", total=None)
         count = take(stores, messages, began)
     count.sending_seconds = round(sent_at - began, 1)
     count.drain_seconds = round(quiet_at - sent_at, 1)
@@ -263,14 +263,14 @@ async def _deliver(http: httpx.AsyncClient, local: Mapping[str, Any], message: S
         try:
             response = await http.post(url, headers=headers, content=body)
         except httpx.HTTPError:
-            message.refused = None
+            if not Folder().local.exists():
+                raise Problem("The local run has ended meanwhile.") from None
         else:
             if response.status_code < 300:
                 if message.acknowledged_at is None:
                     message.seconds = time.perf_counter() - began
                     message.acknowledged_at = time.time()
                 return tries
-            message.refused = response.status_code
             if response.status_code < 500:
                 return tries
         await asyncio.sleep(0.2 * 2**tries)
@@ -280,7 +280,7 @@ async def _deliver(http: httpx.AsyncClient, local: Mapping[str, Any], message: S
 def _webhook(local: Mapping[str, Any], message: Sent) -> tuple[str, dict[str, str], bytes]:
     module = {"twilio": twilio, "telnyx": telnyx}[message.provider]
     url, headers, body = module.inbound(
-        webhook=local["webhook"],
+        webhook=local["public_url"],
         secrets=local["secrets"][message.provider],
         sender=message.sender,
         recipient=local["numbers"][message.provider],
@@ -288,6 +288,8 @@ def _webhook(local: Mapping[str, Any], message: Sent) -> tuple[str, dict[str, st
         id=message.id,
         now=time.time(),
     )
+    # Signed for the public address, and delivered here.
+    url = local["webhook"] + url.removeprefix(local["public_url"])
     headers = dict(headers)
     credentials = local["credentials"].get(message.provider)
     if credentials:
@@ -313,7 +315,12 @@ def _wait(stores: Stores, progress: Progress) -> None:
 
 
 def _total(stores: Stores) -> int:
-    depths = stores.depths()
+    try:
+        depths = stores.depths()
+    except BotoCoreError:
+        raise Problem(
+            "The local run has ended meanwhile, and with it what there was to count."
+        ) from None
     return depths[PROCESSING].total + depths[OUTBOUND].total
 
 
@@ -322,7 +329,11 @@ def _show(console: Console, count: Count) -> None:
     table.add_column(justify="right")
     table.add_column()
     for number, what in (
-        (count.acknowledged, f"acknowledged, of {count.messages} ({count.duplicates} came twice)"),
+        (
+            count.acknowledged,
+            f"acknowledged, of {count.messages:,} ({count.duplicates:,} came twice)",
+        ),
+        (count.refused, "refused by the door"),
         (count.stored, "stored in the table"),
         (count.archived, f"archived ({count.archived_twice} in two objects)"),
         (count.answered, f"answered, in {count.conversations} conversations"),
@@ -343,8 +354,10 @@ def _show(console: Console, count: Count) -> None:
     )
     if count.good:
         console.print("[green]Nothing lost, nothing answered twice.[/green]")
-    else:
+    elif count.lost or count.answered_twice:
         console.print("[bold red]Messages were lost or answered twice.[/bold red]")
+    else:
+        console.print("[bold red]Messages were refused: see .spillway/logs/webhook.log[/bold red]")
 
 
 def _listed(reasons: Mapping[str, int]) -> str:

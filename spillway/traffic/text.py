@@ -61,7 +61,7 @@ def text(
     if as_json:
         console.print_json(json.dumps({"complete": complete, "steps": steps}))
     if not complete:
-        if not as_json:
+        if not as_json and steps[-1]["step"] != "refused":
             console.print(
                 f"[red]No answer within {seconds:.0f} s.[/red] The queues, and what the functions "
                 "say: .spillway/logs/processing.log, outbound.log"
@@ -74,7 +74,6 @@ def follow(
 ) -> Iterator[dict[str, Any]]:
     """Each step as it is seen: {"step", "seconds" since the text was sent, and what there is to
     say about it}."""
-    began = time.monotonic()
 
     def step(name: str, **what: Any) -> dict[str, Any]:
         return {"step": name, "seconds": round(time.monotonic() - began, 3), **what}
@@ -82,6 +81,7 @@ def follow(
     # Only this text makes new items in its conversation: by these its answer is known before
     # processing has stored it.
     before = {item["sk"] for item in stores.conversation(ours, theirs)}
+    began = time.monotonic()
     request = {"provider": provider, "from": theirs, "to": ours, "text": words}
     try:
         answer = stores.http.post(f"{stores.page}/provider/inbound", json=request).json()
@@ -135,7 +135,7 @@ def _show(console: Console, step: dict[str, Any]) -> None:
 def _said(step: dict[str, Any]) -> str:
     match step["step"]:
         case "refused":
-            return f"by our door: {step['error'] or step['status']}"
+            return f"by our door: {step['error'] or step['status'] or 'it could not be reached'}"
         case "acknowledged":
             return f"{step['status']}, at the {step['door']} door"
         case "stored":

@@ -14,8 +14,6 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-import httpx
-
 from spillway.local.folder import Folder
 from spillway.traffic.stores import Stores
 
@@ -201,11 +199,3 @@ class Proxy:
         else:
             source.close()
             sink.close()
-
-
-def closed_port_is_refused(port: int) -> bool:
-    try:
-        httpx.get(f"http://127.0.0.1:{port}/", timeout=2, trust_env=False)
-    except httpx.ConnectError:
-        return True
-    return False

@@ -6,6 +6,7 @@ import base64
 import json
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -117,7 +118,7 @@ def queue_forgets(stack: Stack, provider_id: str) -> None:
         "kind": "inbound",
         "conversation": conversation,
         "id": f"{conversation}-{message}",
-        "received_at": 1_790_000_000.0,
+        "received_at": time.time(),
         "callback_url": "",
         "payload": {
             "provider": "twilio",
@@ -126,7 +127,7 @@ def queue_forgets(stack: Stack, provider_id: str) -> None:
             "sender": theirs,
             "recipient": ours,
             "text": "only once",
-            "received_at": 1_790_000_000.0,
+            "received_at": time.time(),
         },
     }
     stack.stores.aws("sqs").send_message(
@@ -214,6 +215,25 @@ def test_the_text_command_shows_each_step(stack: Stack) -> None:
         "archived",
         "delivered",
     }
+
+
+def test_the_text_command_speaks_for_the_number_given(stack: Stack) -> None:
+    done = spillway(stack, "text", "from another number", "--from", "+14155550118")
+    assert done.returncode == 0, done.stdout + done.stderr
+    [entry] = [e for e in stack.stores.outbox() if e["text"] == "from another number"]
+    assert entry["to"] == "+14155550118"
+
+
+def test_the_text_command_fails_where_there_is_no_answer(stack: Stack) -> None:
+    stack.delay(reply=3)
+    try:
+        done = spillway(stack, "text", "too slow", "--wait", "1")
+    finally:
+        stack.delay()
+    assert done.returncode == 1
+    assert "No answer within 1 s" in done.stdout
+    # (a sender that nobody can answer)
+    assert spillway(stack, "text", "hi", "--from", "ACME", "--wait", "3").returncode == 1
 
 
 def test_a_burst_loses_nothing_and_answers_once(stack: Stack) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from spillway.local import emulator
 from spillway.local.environment import Environments
 from spillway.local.folder import PROJECT
 from spillway.local.keys import Keys, load
@@ -195,3 +196,9 @@ def test_each_process_gets_the_function_of_the_real_config(
     keys: Keys, child: str, function: str
 ) -> None:
     assert environments(PROJECT, keys).function(child)["SPILLWAY_FUNCTION"] == function
+
+
+def test_the_emulator_listens_on_this_machine_only(tmp_path: Path) -> None:
+    made = emulator.environment(4567, tmp_path, {"BIND_HOST": "0.0.0.0", "PATH": "/bin"})
+    assert made["BIND_HOST"] == "127.0.0.1"
+    assert made["IOT_MTLS_ENABLED"] == "0"
