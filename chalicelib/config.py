@@ -129,8 +129,10 @@ def _numbers(text: str) -> dict[str, str]:
     numbers = {}
     for entry in filter(None, (entry.strip() for entry in text.split(","))):
         number, _, provider = entry.partition("=")
-        if number_kind(number) not in ("e164", "short_code") or provider not in PROVIDER_NAMES:
+        if number_kind(number) not in ("e164", "short_code") or not provider:
             raise ValueError("not a list of number=provider")
+        if provider not in PROVIDER_NAMES:
+            raise ValueError(f"names a provider that is not one of {', '.join(PROVIDER_NAMES)}")
         numbers[number] = provider
     return numbers
 

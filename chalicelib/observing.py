@@ -61,7 +61,7 @@ def log(
     if error is not None:
         line["error"] = type(error).__name__
         line["where"] = [
-            f"{os.path.basename(frame.filename)}:{frame.lineno}"
+            f"{'/'.join(frame.filename.split(os.sep)[-2:])}:{frame.lineno}"
             for frame in traceback.extract_tb(error.__traceback__)[-4:]
         ]
     _write(line)

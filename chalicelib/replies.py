@@ -7,10 +7,10 @@ that asking twice is harmless; where not, `reply` in chalicelib/yours/replies.py
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, HttpUrl, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, ValidationError, model_validator
 
 from chalicelib import text
 from chalicelib.batches import Defer
@@ -32,6 +32,14 @@ class Answer(BaseModel):
         default_factory=list, max_length=9
     )
     media: list[HttpUrl] = Field(default_factory=list, max_length=10)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_something_else(cls, value: Any) -> Any:
+        """What an API adds besides is passed over; an answer of nothing else is a mistake."""
+        if isinstance(value, dict) and value and not value.keys() & cls.model_fields.keys():
+            raise ValueError("neither text, texts nor media")
+        return value
 
 
 class Refused(Exception):

@@ -98,7 +98,7 @@ def test_of_an_error_only_its_type_and_place_are_written(capsys: Output) -> None
     (line,) = lines(capsys)
     assert line["error"] == "LookupError"
     assert "heron" not in str(line)
-    assert all(re.fullmatch(r"test_observing\.py:[0-9]+", place) for place in line["where"])
+    assert all(re.fullmatch(r"tests/test_observing\.py:[0-9]+", place) for place in line["where"])
 
 
 def test_the_place_is_the_last_lines_of_code(capsys: Output) -> None:
@@ -114,7 +114,7 @@ def test_the_place_is_the_last_lines_of_code(capsys: Output) -> None:
     (line,) = lines(capsys)
     assert len(line["where"]) == 4
     _, raised_at = inspect.getsourcelines(fail)
-    assert line["where"][-1] == f"test_observing.py:{raised_at + 1}"
+    assert line["where"][-1] == f"tests/test_observing.py:{raised_at + 1}"
 
 
 def test_an_error_that_was_never_raised_has_no_place(capsys: Output) -> None:

@@ -108,6 +108,7 @@ def test_what_the_reply_api_may_answer(
         (httpx.Response(200, json=["heron"]), "reply_api: invalid_answer", None),
         (httpx.Response(200, json="heron"), "reply_api: invalid_answer", None),
         (httpx.Response(200, json={"text": 5}), "reply_api: invalid_answer", None),
+        (httpx.Response(200, json={"reply": "heron"}), "reply_api: invalid_answer", None),
         (httpx.Response(200, json={"text": ["heron"]}), "reply_api: invalid_answer", None),
         (httpx.Response(200, json={"texts": "heron"}), "reply_api: invalid_answer", None),
         (httpx.Response(200, json={"texts": [None]}), "reply_api: invalid_answer", None),

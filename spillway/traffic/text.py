@@ -58,13 +58,14 @@ def text(
             complete = complete or step["step"] in ("answered", "no answer")
             if not as_json:
                 _show(console, step)
+        waiting = ", ".join(f"{name} {depth.total}" for name, depth in stores.depths().items())
     if as_json:
         console.print_json(json.dumps({"complete": complete, "steps": steps}))
     if not complete:
-        if not as_json and steps[-1]["step"] != "refused":
+        if not as_json and steps[-1]["step"] not in ("refused", "unknown"):
             console.print(
-                f"[red]No answer within {seconds:.0f} s.[/red] The queues, and what the functions "
-                "say: .spillway/logs/processing.log, outbound.log"
+                f"[red]No answer within {seconds:.0f} s.[/red] In the queues now: {waiting}. What "
+                "the functions say: .spillway/logs/processing.log, outbound.log"
             )
         raise typer.Exit(1)
 
@@ -104,7 +105,10 @@ def follow(
             if name not in seen:
                 seen.add(name)
                 yield step(name, **what)
-        final = {"delivered", "undelivered", "no answer"}
+        if inbound and number_kind(theirs) == "alphanumeric" and "no answer" not in seen:
+            seen.add("no answer")
+            yield step("no answer", why="an alphanumeric sender is never answered")
+        final = {"delivered", "undelivered", "no answer", "unknown"}
         if seen & final and "stored" in seen:
             return
         time.sleep(POLL)
@@ -118,6 +122,9 @@ def _reached(reply: Item) -> Iterator[tuple[str, dict[str, Any]]]:
         return
     if parts:
         yield "decided", {}
+    for part in parts:
+        if part["state"] == "unknown":
+            yield "unknown", {"why": part["error"]}
     if parts and all(part["state"] == "sent" for part in parts):
         yield "answered", {"text": [part["text"] for part in parts]}
         statuses = {part.get("status") for part in parts}
@@ -127,7 +134,8 @@ def _reached(reply: Item) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _show(console: Console, step: dict[str, Any]) -> None:
-    colour = "red" if step["step"] in ("refused", "undelivered") else "green"
+    bad = ("refused", "undelivered", "unknown")
+    colour = "red" if step["step"] in bad else "green"
     console.print(f"{step['seconds']:8.3f} s  [{colour}]{step['step']:<13}[/{colour}]", end="")
     console.print(_said(step), markup=False)
 
@@ -147,7 +155,7 @@ def _said(step: dict[str, Any]) -> str:
             return "the words are in the ledger"
         case "answered":
             return " | ".join(step["text"])
-        case "no answer":
+        case "no answer" | "unknown":
             return str(step["why"])
         case _:
             return "says the provider"
