@@ -34,9 +34,8 @@ MOST_STARTS = 5  # that never ended; then the message is dead-lettered
 SUSPECT_STARTS = 3  # then it is worked on alone, after all others
 LONGEST = 11 * 3600  # SQS hides a message for at most 12 hours after the receive
 FIRST_BACKOFF = 1.0
-# Seconds. So long that 1000 receives, after which SQS itself dead-letters, take longer than any age
-# at which a message is given up.
-LONGEST_BACKOFF = 300.0
+# Seconds. SQS's own 1000 receives then last 17 hours: longer than any age at which we give up.
+LONGEST_BACKOFF = 120.0
 TAKING_BACK = 10.0  # seconds that this write may take
 START_KEPT = 15 * 86_400  # seconds; the queues keep 14 days
 

@@ -35,7 +35,7 @@ from chalicelib.yours.lookups import LOOKUPS
 
 # A message that no required look-up answers for is dead-lettered after this, well before the queue
 # would drop it (14 days).
-GIVE_UP_AFTER = DAY
+GIVE_UP_AFTER = DAY / 2
 # Seconds kept for archive and table, after the look-ups.
 STORING = 20.0
 # Seconds that one write may take, its repetitions included.

@@ -218,13 +218,13 @@ def test_a_deferral_outside_an_order_hides_one_message(runtime: FakeRuntime) -> 
         (0.0, 1, 0),
         (-5.0, 1, 0),
         (13 * 3600.0, 1, LONGEST),
-        # Backoff: a second, and half (as chance has it here) of what doubles up to 300.
+        # Backoff: a second, and half (as chance has it here) of what doubles up to 120.
         (None, 1, 2),
         (None, 2, 3),
         (None, 4, 9),
         (None, 6, 33),
-        (None, 7, 65),
-        (None, 900, 151),
+        (None, 7, 61),
+        (None, 900, 61),
     ],
 )
 def test_how_long_a_deferral_lasts(

@@ -16,7 +16,7 @@ from botocore.exceptions import EndpointConnectionError
 from chalicelib.batches import BatchFailed
 from chalicelib.ledger import DAY, Ledger
 from chalicelib.messages import ConsentEvent, DeliveryReceipt, Keys, Media, MessageId
-from chalicelib.processing import STORING, Processing
+from chalicelib.processing import GIVE_UP_AFTER, STORING, Processing
 from chalicelib.queues import Envelope
 from chalicelib.table import Item, Table
 from chalicelib.text import LONGEST
@@ -560,8 +560,8 @@ def test_two_at_once_end_with_one_item_that_names_an_object(world: World) -> Non
     assert [line["id"] for line in world.lines(item["archive_key"])] == sorted([one.id, two.id])
 
 
-@pytest.mark.parametrize(("age", "dead"), [(DAY - 60, False), (DAY + 60, True)])
-def test_a_message_that_cannot_be_completed_for_a_day_is_dead_lettered(
+@pytest.mark.parametrize(("age", "dead"), [(GIVE_UP_AFTER - 60, False), (GIVE_UP_AFTER + 60, True)])
+def test_a_message_that_cannot_be_completed_for_half_a_day_is_dead_lettered(
     age: float, dead: bool, world: World
 ) -> None:
     world.answer = lambda name, id_: httpx.Response(503, text=f"heron {THEIRS}")

@@ -31,7 +31,7 @@ def test_a_minute_without_the_provider(tmp_path: Path) -> None:
         proxy.up()
 
         # THEN each is answered once when it is back, in the order of its conversation
-        until(lambda: set(words) <= set(stack.answers()), 150)
+        until(lambda: set(words) <= set(stack.answers()), 240)
         until(lambda: stack.stores.depths()["outbound.fifo"].total == 0, 30)
         counts = Counter(stack.answers())
         assert {counts[one] for one in words} == {1}

@@ -34,9 +34,9 @@ def test_a_minute_without_the_table(tmp_path: Path) -> None:
         def stored() -> set[str]:
             return {i["text"] for i in stack.stores.items() if i["sk"].startswith("IN#")}
 
-        until(lambda: set(words) <= set(stack.answers()), 150)
-        until(lambda: set(words) <= stored(), 150, every=0.5)
-        until(lambda: all(d.total == 0 for d in stack.stores.depths().values()), 90)
+        until(lambda: set(words) <= set(stack.answers()), 240)
+        until(lambda: set(words) <= stored(), 400, every=0.5)
+        until(lambda: all(d.total == 0 for d in stack.stores.depths().values()), 400)
         counts = Counter(stack.answers())
         assert {counts[one] for one in words} == {1}
         assert set(words) <= {line["text"] for line in stack.stores.archived(0)}

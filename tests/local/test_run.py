@@ -126,6 +126,7 @@ def test_from_start_to_end(start: Callable[..., LocalRun]) -> None:
         "credentials",
         "secrets",
         "numbers",
+        "public_url",
         "pids",
     }
     assert set(local["pids"]) == CHILDREN
