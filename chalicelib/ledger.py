@@ -8,8 +8,8 @@ to send: it makes sure that two who decide alike do not both send.
     who                         may move            under the condition
     the owner of a claim        sending -> any      owner and attempt are its own
     whoever finds a dead claim  sending -> unknown  owner and attempt are those it read
-    a receipt                   any but failed      the part's state is the one it read
-                                -> sent
+    a receipt                   any but failed      the part's state is the one it read, and the
+                                -> sent             part was claimed at least once
 """
 
 from __future__ import annotations

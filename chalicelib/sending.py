@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from chalicelib import text
-from chalicelib.batches import Batch, Defer, GiveUp, LambdaContext, Record
+from chalicelib.batches import Batch, Defer, GiveUp, LambdaContext
 from chalicelib.config import Settings, load
 from chalicelib.consent import ConsentList, keyword
 from chalicelib.ledger import Busy, Ledger, PartEntry, Reply
@@ -91,24 +91,25 @@ class Sender:
         )
         lease_until = batch.deadline + LEASE_MARGIN
         batch.each(
-            lambda envelope, record: self._answer(envelope, record, lease_until),
+            lambda envelope, _: self._answer(envelope, lease_until),
             # (The rest is asked for again before each claim, when it is known how slow it was.)
             needs=self._settings.reply_timeout + CALLING + WRITING,
             ordered=True,
         )
         return batch.finish()
 
-    def _answer(self, envelope: Envelope, record: Record, lease_until: float) -> None:
+    def _answer(self, envelope: Envelope, lease_until: float) -> None:
         try:
             self._answer_once(envelope, lease_until)
         except Busy:
             raise Defer("held_by_another") from None
         except Defer as defer:
-            if defer.after is None:
+            left = self._longest(envelope.kind) - (self._runtime.now() - envelope.received_at)
+            if defer.after is None or left <= 0:
+                # (What is too old already waits for a claim to end, and no sooner.)
                 raise
             # No longer than the reply may be sent at all: what is too old is to be recorded so.
-            left = self._longest(envelope.kind) - (self._runtime.now() - envelope.received_at)
-            raise Defer(defer.reason, min(defer.after, max(left, 0.0) + 1)) from None
+            raise Defer(defer.reason, min(defer.after, left + 1)) from None
 
     def _answer_once(self, envelope: Envelope, lease_until: float) -> None:
         id_ = MessageId.parse(envelope.id)

@@ -462,6 +462,20 @@ def test_a_claim_whose_owner_died_is_waited_for_and_then_unknown(build: Build) -
     world.assert_settled(text)
 
 
+def test_an_old_reply_waits_for_a_claim_to_end_and_does_not_spin(build: Build) -> None:
+    # GIVEN a claim whose owner died just before the reply was too old
+    world, text = build(), inbound()
+    world.runtime.clock += 899
+    world.carrier.next = iter([Died()])
+    with pytest.raises(Died):
+        world.receive(text, seconds=60)
+    # WHEN it comes again
+    world.runtime.clock += 10
+    assert world.receive(text, receives=2) == ["m0"]
+    # THEN not before the claim has ended
+    assert world.hidden == {"h0": 56}
+
+
 @pytest.mark.parametrize(
     ("operation", "nth", "landed", "calls", "state"),
     [
