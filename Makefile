@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup run test check format clean
+.PHONY: help setup run test check simulate mutants format clean
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
@@ -28,6 +28,12 @@ check: setup  ## ruff, mypy, cfn-lint
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/cfn-lint infra/*.yaml
+
+simulate: setup  ## every kind of fault at every call: SEEDS=10000 FROM=0, or REPLAY=17
+	@$(BIN)/python -m tests.simulation.run $(if $(REPLAY),--replay $(REPLAY),--seeds $(or $(SEEDS),1000) --from $(or $(FROM),0)) $(ARGS)
+
+mutants: setup  ## does the simulation find bugs? it is given some hundreds, one at a time
+	@$(BIN)/python -m tests.simulation.mutants $(ARGS)
 
 format: setup  ## let ruff write the layout
 	@$(BIN)/ruff format .

@@ -260,8 +260,10 @@ class Batch:
         count("Deferrals", reason=defer.reason.partition(":")[0])
         self._wait(rest, after)
         if record in self._started and self.remaining() > TAKING_BACK:
-            # A deferral is not a start that never ended.
-            self._table.update(_start_key(record), "DELETE starts :this", values=_this(record))
+            # A deferral is not a start that never ended; and whoever could end once is no killer.
+            # All of them, not this one alone: a take-back that failed, or a start whose write came
+            # late, must not add up over the deferrals of a long outage.
+            self._table.update(_start_key(record), "REMOVE starts")
 
     def _dead_letter(self, record: Record, reason: str) -> None:
         self._queues.dead_letter(

@@ -1,0 +1,102 @@
+"""What goes wrong, where and how often: drawn by the seed, counted by call site.
+
+Each seed gives each kind of fault its own probability, often none, so that some seeds are calm but
+for one kind and some are a storm. Besides, a few pairs of call site and fault are *hot* in a seed:
+there the fault is likely, which is how the rarest line of the code gets its share.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections import Counter
+from types import FrameType
+
+from tests.simulation.world import World
+
+STORE_FAULTS = ("killed before", "killed after", "response lost", "throttled")
+HTTP_FAULTS = (
+    "killed before",
+    "killed after",
+    "response lost",
+    "throttled",
+    "no connection",
+    "lost on the way",
+    "arrives late",
+    "refused with 5xx",
+    "accepted with 5xx",
+    "answer broken",
+)
+# Beyond the four whose coverage is counted.
+STORE_EXTRAS = ("server error", "slow", "arrives late", "partly done")
+
+_HOT = 14  # one of so many pairs of site and fault is hot in a seed
+_MOST_HOT = 2  # so often in a seed, so that a hot pair does not stop everything
+
+# Frames that say how a call is made, and not what for.
+_HOW = frozenset({"table", "queues", "archive", "vault", "runtime", "base"})
+_HELPERS = frozenset({"_move", "_record", "_replace", "<listcomp>", "<lambda>", "<genexpr>"})
+
+
+class Faults:
+    """The faults of one seed."""
+
+    def __init__(self, world: World) -> None:
+        random = world.random
+        self._world = world
+        self.calm_at = float("inf")
+        # How likely a fault of each kind is at each call of a function.
+        storm = random.choice((0.0, 0.3, 1.0, 1.0))
+        self._rates = {
+            kind: storm * 10 ** -random.uniform(1.2, 3.0) if random.random() < 0.55 else 0.0
+            for kind in dict.fromkeys((*STORE_FAULTS, *STORE_EXTRAS, *HTTP_FAULTS))
+        }
+        self._lasting = random.choice((0.2, 0.5, 0.9))
+        self._hot: Counter[tuple[str, str]] = Counter()
+        self.hits: Counter[tuple[str, str]] = Counter()
+        self.sites: Counter[str] = Counter()
+
+    @property
+    def calm(self) -> bool:
+        """Towards the end nothing goes wrong any more, so that the system can come to rest."""
+        return self._world.now >= self.calm_at
+
+    def draw(self, site: str, kinds: tuple[str, ...]) -> str:
+        """What goes wrong at this call, or ""."""
+        self.sites[site] += 1
+        if self.calm:
+            return ""
+        for kind in kinds:
+            rate = self._rates[kind]
+            if self._is_hot(site, kind):
+                rate = 0.3
+            if rate and self._world.random.random() < rate:
+                self.hits[site, kind] += 1
+                self._hot[site, kind] += 1
+                return kind
+        return ""
+
+    def lasting(self) -> bool:
+        """Whether a fault outlasts the client's own repetitions."""
+        return self._world.chance(self._lasting)
+
+    def _is_hot(self, site: str, kind: str) -> bool:
+        mark = zlib.crc32(f"{self._world.seed}|{site}|{kind}".encode())
+        return mark % _HOT == 0 and self._hot[site, kind] < _MOST_HOT
+
+
+def site_of(role: str) -> str:
+    """The call site: the function of ours that this call is made for."""
+    frame: FrameType | None = sys._getframe(2)
+    how = ""
+    while frame is not None:
+        module: str = frame.f_globals["__name__"]
+        if module.startswith("chalicelib."):
+            name = frame.f_code.co_name
+            where = module.rpartition(".")[2]
+            if where not in _HOW and name not in _HELPERS:
+                return f"{role}: {where}.{name}{how}"
+            if where in ("vault", "archive") or name == "url":
+                how = f" > {where}.{name}"
+        frame = frame.f_back
+    return f"{role}: ?"

@@ -1,0 +1,224 @@
+"""Lambda and its event source mappings, simulated: environments that are kept, time-outs that kill,
+polling, partial batch reports, and deliveries that SQS makes once more than it was asked to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tests.simulation.runtime import Cloud, SimulatedRuntime
+from tests.simulation.stores.sqs import Sqs
+from tests.simulation.world import Killed, Process, Task
+
+
+@dataclass
+class Environment:
+    """One warm instance of a function."""
+
+    process: Process
+    runtime: SimulatedRuntime
+    handler: Any = None
+
+
+@dataclass
+class Invocation:
+    """How one invocation ended. `died`: no answer, for whatever reason."""
+
+    died: bool
+    value: Any = None
+    error: BaseException | None = None
+
+
+class Context:
+    """Lambda's context."""
+
+    def __init__(self, runtime: SimulatedRuntime, deadline: float) -> None:
+        self._runtime = runtime
+        self._deadline = deadline
+
+    def get_remaining_time_in_millis(self) -> int:
+        return int((self._deadline - self._runtime.world.now) * 1000)
+
+
+class Function:
+    """One of the three functions. `build` makes the real handler on a runtime, as `start` does."""
+
+    def __init__(
+        self, cloud: Cloud, role: str, build: Callable[[SimulatedRuntime], Any], timeout: float
+    ) -> None:
+        self._cloud = cloud
+        self._role = role
+        self._build = build
+        self._timeout = timeout
+        self._idle: list[Environment] = []
+        self._made = 0
+        self.surprises: list[BaseException] = []
+
+    def invoke(
+        self, work: Callable[[Any, Context], Any], on_task: Callable[[Task], None] | None = None
+    ) -> Invocation:
+        """Runs `work(handler, context)` in an environment, until it ends or its time does."""
+        world = self._cloud.world
+        environment = self._idle.pop() if self._idle else self._environment()
+        deadline = world.now + self._timeout
+
+        def run() -> Any:
+            if environment.handler is None:
+                environment.handler = self._build(environment.runtime)
+            return work(environment.handler, Context(environment.runtime, deadline))
+
+        task = world.spawn(run, environment.process)
+        if on_task:
+            on_task(task)
+        clock = world.spawn(lambda: self._time_out(task, environment), after=self._timeout)
+        world.wait(task)
+        world.wake(clock)
+        if isinstance(task.error, Killed) or environment.process.dead:
+            return Invocation(died=True)
+        # (A process that was frozen for long is taken down; most live on.)
+        if not world.chance(0.1):
+            self._idle.append(environment)
+        if task.error is not None:
+            return Invocation(died=True, error=task.error)
+        return Invocation(died=False, value=task.result)
+
+    def _time_out(self, task: Task, environment: Environment) -> None:
+        if not task.done:
+            self._cloud.world.note(environment.process.name, "TIME-OUT")
+            self._cloud.world.kill(environment.process)
+
+    def _environment(self) -> Environment:
+        self._made += 1
+        process = Process(f"{self._role}-{self._made}")
+        skew = self._cloud.world.random.uniform(-0.5, 0.5)
+        return Environment(process, SimulatedRuntime(self._cloud, process, self._role, skew))
+
+
+class Mapping:
+    """An event source mapping: polls a queue, invokes a function, deletes what was done."""
+
+    def __init__(
+        self,
+        cloud: Cloud,
+        sqs: Sqs,
+        queue: str,
+        function: Function,
+        *,
+        batch: int,
+        most: int,
+        reporting: bool,
+        trouble: float,
+    ) -> None:
+        self._cloud = cloud
+        self._sqs = sqs
+        self._queue = queue
+        self._url = sqs.get_queue_url(QueueName=queue)["QueueUrl"]
+        self._function = function
+        self._batch = batch
+        self._most = most
+        self._reporting = reporting
+        # How likely SQS does one more than it was asked to, at each message.
+        self._trouble = trouble
+        self._running = 0
+        # How often each message's work ended without its being deleted for it: what may have been
+        # the message's fault, as far as anybody can tell.
+        self.bad_ends: dict[str, int] = {}
+        self.expected: Callable[[BaseException], bool] = lambda error: False
+        self.surprises: list[BaseException] = []
+        self.task = cloud.world.spawn(self._poll)
+
+    def wake(self) -> None:
+        self._cloud.world.wake(self.task)
+
+    def _poll(self) -> None:
+        world = self._cloud.world
+        while True:
+            at = self._sqs.next_visible(self._queue)
+            if at is None or self._running >= self._most:
+                world.park()
+            elif at > world.now:
+                world.wake(self.task, at)
+                world.park()
+            else:
+                records = self._receive()
+                if records:
+                    self._running += 1
+                    world.spawn(lambda records=records: self._work(records))  # type: ignore[misc]
+                world.sleep(0.001)
+
+    def _receive(self) -> list[dict[str, Any]]:
+        records: list[dict[str, Any]] = []
+        while len(records) < self._batch:
+            answer = self._sqs.receive_message(
+                QueueUrl=self._url,
+                MaxNumberOfMessages=min(10, self._batch - len(records)),
+                MessageSystemAttributeNames=["All"],
+                MessageAttributeNames=["All"],
+            )
+            found = answer.get("Messages", [])
+            if not found:
+                break
+            records += found
+        return [
+            {
+                "messageId": one["MessageId"],
+                "receiptHandle": one["ReceiptHandle"],
+                "body": one["Body"],
+                "attributes": one["Attributes"],
+                "messageAttributes": one.get("MessageAttributes", {}),
+            }
+            for one in records
+        ]
+
+    def _work(self, records: list[dict[str, Any]]) -> None:
+        world = self._cloud.world
+        for record in records:
+            if not self._cloud.faults.calm and world.chance(self._trouble):
+                again = self._sqs.expire if world.chance(0.5) else self._sqs.deliver_again
+                world.spawn(
+                    lambda id_=record["messageId"], again=again: self._once_more(again, id_),  # type: ignore[misc]
+                    after=world.random.random() ** 2 * 40,
+                )
+        ids = [record["messageId"] for record in records]
+        for record in records:
+            # Until the end is seen to be good.
+            self.bad_ends[record["body"]] = self.bad_ends.get(record["body"], 0) + 1
+        invocation = self._function.invoke(
+            lambda handler, context: handler.handle({"Records": records}, context),
+            lambda task: task.notes.update(records=ids),
+        )
+        self._running -= 1
+        if invocation.error is not None and not self.expected(invocation.error):
+            self.surprises.append(invocation.error)
+        if not invocation.died:
+            done = [r for r in records if r["messageId"] not in self._left(invocation.value)]
+            for record in records:
+                if record not in done:
+                    self.bad_ends[record["body"]] -= 1
+            self._delete(done)
+        elif not self._reporting and invocation.error is not None:
+            for record in records:
+                self.bad_ends[record["body"]] -= 1
+        world.wake(self.task)
+
+    def _left(self, value: Any) -> set[str]:
+        if not self._reporting:
+            return set()
+        return {one["itemIdentifier"] for one in (value or {}).get("batchItemFailures", [])}
+
+    def _delete(self, done: list[dict[str, Any]]) -> None:
+        world = self._cloud.world
+        for record in done:
+            if not self._cloud.faults.calm and world.chance(self._trouble / 2):
+                world.note(self._queue, "a deletion fails")
+                continue
+            handle = record["receiptHandle"]
+            self._sqs.delete_message_batch(
+                QueueUrl=self._url, Entries=[{"Id": "0", "ReceiptHandle": handle}]
+            )
+
+    def _once_more(self, again: Callable[[str, str], Any], id_: str) -> None:
+        self._cloud.world.note(self._queue, f"{again.__name__} {id_[:8]}")
+        again(self._queue, id_)
+        self.wake()

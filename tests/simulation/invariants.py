@@ -1,0 +1,345 @@
+"""What must hold, after every step and at rest. Each violation is raised where it happens, so that
+the trace ends with the step that broke the promise."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter, defaultdict
+from itertools import pairwise
+from typing import Any
+
+import httpx
+from boto3.dynamodb.types import TypeDeserializer
+
+from chalicelib.messages import STATUS_RANK
+from tests.simulation import outside
+from tests.simulation.functions import Mapping
+from tests.simulation.outside import KEYS, Accepted, Outside, Text
+from tests.simulation.runtime import Cloud
+from tests.simulation.world import Task
+
+Item = dict[str, Any]
+
+_STEPS = {
+    None: {"waiting", "sending"},
+    "waiting": {"waiting", "sending"},
+    "sending": {"sending", "waiting", "sent", "failed", "unknown"},
+    "unknown": {"unknown", "sent", "failed", "waiting"},
+    "sent": {"sent"},
+    "failed": {"failed"},
+}
+
+
+class Violation(BaseException):
+    """A promise was broken. `about`: names that the trace is to be cut down to. Not an Exception:
+    the code that broke it must not be able to catch it."""
+
+    def __init__(self, invariant: str, text: str, about: tuple[str, ...] = ()) -> None:
+        super().__init__(f"{invariant}: {text}")
+        self.invariant = invariant
+        self.text = text
+        self.about = about
+
+
+class Invariants:
+    """Watches one world."""
+
+    def __init__(self, cloud: Cloud, out: Outside, brand: str) -> None:
+        self._cloud = cloud
+        self._out = out
+        self._brand = brand
+        self._read = TypeDeserializer().deserialize
+        # By reference: how often the provider took it, and how often it may.
+        self._taken: Counter[str] = Counter()
+        self._allowed: Counter[str] = Counter()
+        self.resend = False
+        # By conversation, the messages in the order in which they first stood on the queue.
+        self._queued: dict[str, list[str]] = defaultdict(list)
+        self._tried: set[str] = set()  # messages of which a part was handed to a provider
+        self._passed: dict[str, str] = {}  # message -> the later one that was tried before it
+        self._dead: set[str] = set()  # messages that were on a dead-letter queue
+        # When (unix seconds) a message's envelopes were received, by queue.
+        self.received: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        self._opted_out: dict[str, int] = {}  # person's key -> since which step
+        self._step = 0
+        self._claimed = False  # by the call that is being served
+        out.on_accepted = self._on_accepted
+        cloud.watch_http = self._on_http
+        cloud.watchers.append(self._on_call)
+        cloud.stores["dynamodb"].observers.append(self._on_change)
+
+    # -- after every step -------------------------------------------------------------------------
+
+    def _on_call(
+        self, task: Task, service: str, operation: str, arguments: dict[str, Any], answer: Any
+    ) -> None:
+        self._step += 1
+        if service == "sqs" and operation.startswith("send_message"):
+            failed = isinstance(answer, Exception) or answer is None
+            if not failed:
+                for entry in arguments.get("Entries", [arguments]):
+                    self._on_queued(arguments["QueueUrl"], entry)
+        if service == "dynamodb":
+            if self._claimed:
+                # "Immediately before the claim": what was known when this task last looked at all.
+                self._claimed = False
+                task.notes["claimed_knowing"] = task.notes.get("last_table_call", 0)
+            task.notes["last_table_call"] = self._step
+
+    def _on_queued(self, url: str, entry: dict[str, Any]) -> None:
+        queue = url.rpartition("/")[2].removeprefix("spillway-test-")
+        envelope = json.loads(entry["MessageBody"])
+        id_ = envelope["id"]
+        if not id_:
+            return
+        if "dlq" in queue:
+            self._dead.add(id_)
+        elif envelope["kind"] in ("inbound", "outgoing"):
+            self.received[id_][queue].append(envelope["received_at"])
+            if queue == "outbound.fifo" and id_ not in self._queued[envelope["conversation"]]:
+                self._queued[envelope["conversation"]].append(id_)
+
+    def _on_http(self, task: Task, request: httpx.Request) -> None:
+        """A request leaves us."""
+        if request.method != "POST" or not request.url.host.startswith("api."):
+            return
+        reference = _reference_of(request)
+        id_ = reference.rpartition("-")[0]
+        conversation = id_.partition("-")[0]
+        if id_ in self._tried:
+            return
+        self._tried.add(id_)
+        if id_ in self._passed and id_ not in self._dead:
+            raise Violation(
+                "first attempts are in order",
+                f"{self._name(self._passed[id_])} was tried before {self._name(id_)}",
+                (id_, self._passed[id_]),
+            )
+        order = self._queued[conversation]
+        for earlier in order[: order.index(id_)] if id_ in order else []:
+            if earlier not in self._tried:
+                self._passed.setdefault(earlier, id_)
+
+    def _on_accepted(self, task: Task, accepted: Accepted) -> None:
+        """A provider takes a text."""
+        self._taken[accepted.reference] += 1
+        id_ = accepted.reference.rpartition("-")[0]
+        text = self._out.texts.get(id_)
+        if text is None:
+            raise Violation("answers answer something", f"nobody wrote {id_}", (id_,))
+        if (accepted.sender, accepted.recipient) != (text.ours, text.person):
+            raise Violation("answers go to whom they belong", text.name, (id_,))
+        if self._taken[accepted.reference] > 1 + self._allowed[accepted.reference]:
+            raise Violation("no part is sent twice", f"{text.name}: {accepted.words}", (id_,))
+        item = self._item(f"C#{text.id.conversation}", f"OUT#{text.id.message}") or {}
+        number = accepted.reference.rpartition("-")[2]
+        stored = (item.get("parts") or {}).get(number, {}).get("text")
+        if stored != accepted.words:
+            raise Violation("what is sent is what was stored", text.name, (id_,))
+        if item.get("confirmation"):
+            self._confirmed(text, accepted)
+            return
+        since = self._opted_out.get(f"P#{self._brand}#{KEYS.number(text.person)}")
+        knew = task.notes.get("claimed_knowing", task.notes.get("last_table_call", 0))
+        if since is not None and since < knew:
+            raise Violation("nothing is sent after an opt-out", text.name, (id_,))
+
+    def _confirmed(self, text: Text, accepted: Accepted) -> None:
+        if text.kind != outside.STOP:
+            raise Violation("only a STOP is confirmed", text.name, (str(text.id),))
+        first = min(min(times) for times in self.received[str(text.id)].values())
+        if accepted.at - first > 300 + 120:  # (it may be on its way for a while)
+            raise Violation("a confirmation comes at once", text.name, (str(text.id),))
+
+    def _on_change(self, key: tuple[str, str], old: Item | None, new: Item | None) -> None:
+        pk, sk = key
+        if pk.startswith("P#") and new is not None:
+            if new["event"]["S"] == "stop":
+                self._opted_out.setdefault(pk, self._step)
+            else:
+                self._opted_out.pop(pk, None)
+        if sk.startswith("OUT#"):
+            before, after = self._plain(old) or {}, self._plain(new) or {}
+            self._on_reply(f"{pk.partition('#')[2]}-{sk.partition('#')[2]}", before, after)
+
+    def _on_reply(self, id_: str, before: Item, after: Item) -> None:
+        name = self._name(id_)
+        for field in ("received_at", "outcome", "kind", "theirs", "ours"):
+            if field in before and before[field] != after.get(field):
+                raise Violation("what is recorded stays", f"{name}: {field}", (id_,))
+        old, new = before.get("parts") or {}, after.get("parts") or {}
+        if old and set(old) != set(new):
+            raise Violation("the words stay", name, (id_,))
+        for number, part in new.items():
+            was = old.get(number, {})
+            if was and was["text"] != part["text"]:
+                raise Violation("the words stay", name, (id_,))
+            if part["state"] not in _STEPS[was.get("state")]:
+                raise Violation(
+                    "states move forward", f"{name}: {was['state']} -> {part['state']}", (id_,)
+                )
+            if part["state"] == "sending" and was.get("state") != "sending":
+                self._claimed = True
+            if was and part["attempt"] < was["attempt"]:
+                raise Violation("states move forward", f"{name}: attempt", (id_,))
+            rank, had = STATUS_RANK.get(part.get("status"), 0), was.get("status")
+            if had and rank <= STATUS_RANK[had] and part["status"] != had:
+                raise Violation(
+                    "statuses never move backwards", f"{name}: {had} -> {part['status']}", (id_,)
+                )
+            if was.get("state") == "unknown" and part["state"] == "waiting" and self.resend:
+                self._allowed[f"{id_}-{number}"] += 1
+
+    # -- at rest ----------------------------------------------------------------------------------
+
+    def at_rest(self, mappings: dict[str, Mapping]) -> None:
+        """Everything that was acknowledged is somewhere, and nothing waits."""
+        sqs = self._cloud.stores["sqs"]
+        dead: dict[str, set[str]] = {}
+        for queue in ("processing", "outbound.fifo"):
+            left = sqs.messages(f"spillway-test-{queue}")
+            if left:
+                raise Violation("the system comes to rest", f"{len(left)} left on {queue}")
+            letters = sqs.messages(f"spillway-test-{_DLQ[queue]}")
+            dead[queue] = {json.loads(letter.body)["id"] for letter in letters}
+            for letter in letters:
+                self._justified(letter, mappings[queue])
+        archived = self._archived()
+        for text in self._out.texts.values():
+            if text.kind == outside.UNREADABLE:
+                if text.acknowledged and text.provider_id not in archived[""]:
+                    raise Violation("what cannot be read is kept", text.name)
+                continue
+            if text.acknowledged and text.kind != outside.OUTGOING:
+                self._stored(text, archived, dead["processing"])
+            if text.acknowledged and text.kind != outside.GROUP:
+                self._answered(text, dead["outbound.fifo"])
+        self._one_confirmation()
+        self._last_word(dead)
+
+    def _stored(self, text: Text, archived: dict[str, set[str]], dead: set[str]) -> None:
+        id_ = str(text.id)
+        item = self._item(f"C#{text.id.conversation}", f"IN#{text.id.message}")
+        if item is None:
+            if id_ not in dead:
+                raise Violation("what is acknowledged is stored", text.name, (id_,))
+        elif id_ not in archived[item["archive_key"]]:
+            raise Violation("what is stored is archived", text.name, (id_,))
+        elif item["text"] != text.words or item["from"] != text.person:
+            raise Violation("what is stored is what was said", text.name, (id_,))
+
+    def _answered(self, text: Text, dead: set[str]) -> None:
+        id_ = str(text.id)
+        item = self._item(f"C#{text.id.conversation}", f"OUT#{text.id.message}")
+        if item is None or ("parts" not in item and "outcome" not in item):
+            if id_ not in dead:
+                raise Violation("every message is answered or has a reason", text.name, (id_,))
+            return
+        states = [part["state"] for part in (item.get("parts") or {}).values()]
+        listed = "unknown_bucket" in item
+        if "unknown" in states and not listed:
+            raise Violation("unknown sends are listed", text.name, (id_,))
+        if listed and "unknown" not in states:
+            raise Violation("only unknown sends are listed", f"{text.name}: {states}", (id_,))
+        if item.get("outcome") or listed or id_ in dead:
+            return
+        if any(state != "sent" for state in states):
+            raise Violation(
+                "every message is answered or has a reason", f"{text.name}: {states}", (id_,)
+            )
+        if not all(self._taken[f"{id_}-{number}"] for number in item["parts"]):
+            raise Violation("what is called sent was taken", text.name, (id_,))
+
+    def _one_confirmation(self) -> None:
+        """Of one opt-out, one."""
+        for person in {text.person for text in self._out.texts.values()}:
+            stops = starts = 0
+            for text in self._out.texts.values():
+                if text.person == person:
+                    starts += text.kind == outside.START_AGAIN
+                    item = self._item(f"C#{text.id.conversation}", f"OUT#{text.id.message}") or {}
+                    stops += bool(item.get("confirmation"))
+            if stops > 1 + starts:
+                raise Violation("an opt-out is confirmed once", f"{stops} times")
+
+    def _last_word(self, dead: dict[str, set[str]]) -> None:
+        """The list says what each person said last, where no doubt is which that was."""
+        said: dict[str, list[tuple[float, float, Text]]] = defaultdict(list)
+        for text in self._out.texts.values():
+            if text.kind in (outside.STOP, outside.START_AGAIN) and text.acknowledged:
+                times = self.received[str(text.id)]
+                first = min(min(each) for each in times.values())
+                last = max(min(each) for each in times.values())
+                if text.provider == "telnyx":
+                    first = last = text.at
+                if any(str(text.id) in ids for ids in dead.values()):
+                    last = float("inf")
+                said[text.person].append((first, last, text))
+        for person, events in said.items():
+            events.sort(key=lambda one: one[0])
+            if any(a[1] + 4 > b[0] for a, b in pairwise(events)):
+                continue
+            if events[-1][1] == float("inf"):
+                continue
+            item = self._item(f"P#{self._brand}#{KEYS.number(person)}", "CONSENT") or {}
+            text = events[-1][2]
+            if item.get("event") != text.kind:
+                raise Violation(
+                    "the list says what was said last",
+                    f"{text.name} was the last, a {text.kind}; the list says {item.get('event')}",
+                    tuple(str(one[2].id) for one in events),
+                )
+
+    def _justified(self, letter: Any, mapping: Mapping) -> None:
+        """Nothing healthy is put aside: only what was worked on often without an end, or was too
+        old for its look-ups."""
+        reason = letter.attributes.get("reason", {}).get("StringValue", "")
+        first = float(letter.attributes["first_sent_at"]["StringValue"])
+        last = float(letter.attributes["dead_lettered_at"]["StringValue"])
+        if reason == "never_ended":
+            if mapping.bad_ends.get(letter.body, 0) < 5:
+                raise Violation("nothing healthy is dead-lettered", reason, (letter.id,))
+        elif not reason.startswith("too_old") or last - first < 11 * 3600:
+            raise Violation("nothing healthy is dead-lettered", reason, (letter.id,))
+
+    # -- what is there ----------------------------------------------------------------------------
+
+    def _archived(self) -> dict[str, set[str]]:
+        """The ids in each object; under "" the provider ids in quarantine."""
+        found: dict[str, set[str]] = defaultdict(set)
+        for key, body in outside.objects(self._cloud.stores["s3"]):
+            if key.startswith("quarantine/"):
+                payload = outside.quarantined(body)
+                found[""] |= {
+                    text.provider_id
+                    for text in self._out.texts.values()
+                    if text.provider_id in payload
+                }
+            else:
+                lines = gzip.decompress(body).decode().splitlines()
+                found[key] = {json.loads(line)["id"] for line in lines}
+        return found
+
+    def _item(self, pk: str, sk: str) -> Item | None:
+        answer = self._cloud.stores["dynamodb"].get_item(
+            TableName="spillway-test", Key={"pk": {"S": pk}, "sk": {"S": sk}}, ConsistentRead=True
+        )
+        return self._plain(answer.get("Item"))
+
+    def _plain(self, item: Item | None) -> Item | None:
+        if item is None:
+            return None
+        return {name: self._read(value) for name, value in item.items()}
+
+    def _name(self, id_: str) -> str:
+        return self._out.texts[id_].name if id_ in self._out.texts else id_
+
+
+_DLQ = {"processing": "processing-dlq", "outbound.fifo": "outbound-dlq.fifo"}
+
+
+def _reference_of(request: httpx.Request) -> str:
+    if request.url.host == "api.telnyx.com":
+        return request.headers["Idempotency-Key"]
+    return outside.reference_in_form(request.content)

@@ -1,0 +1,401 @@
+"""Everybody who is not Spillway: the people who write, the providers who carry, the business's own
+APIs, and the operator. None of them uses a line of chalicelib but its keyed hashes, which name
+things in reports."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import httpx
+
+from chalicelib.messages import Keys, MessageId
+from tests.fakes import HASH_KEY
+from tests.signing import TelnyxKey, api_event, twilio_event
+from tests.simulation.functions import Function
+from tests.simulation.runtime import Cloud
+from tests.simulation.world import START, Task
+
+KEYS = Keys(HASH_KEY)
+NUMBERS = {"+14155550123": "twilio", "+14155550199": "telnyx"}
+ACCOUNT = {"twilio": "AC" + "0" * 32, "telnyx": "org"}
+HOURS = 3600.0
+
+# What a text is, and what its answer will be.
+PLAIN, LONG, SILENT, REFUSED = "plain", "long", "silent", "refused"
+STOP, START_AGAIN, HELP = "stop", "start", "help"
+GROUP, UNREADABLE, OUTGOING = "group", "unreadable", "outgoing"
+
+
+@dataclass(eq=False)
+class Text:
+    """One message of the story: from a person to us, or (OUTGOING) from a client of ours."""
+
+    name: str
+    kind: str
+    person: str
+    ours: str
+    at: float
+    words: str
+    poison: bool = False
+    rejected: str = ""  # how the provider refuses every answer to it
+    acknowledged: bool = False
+    asked: int = 0  # how often the reply API was asked about it
+    provider_id: str = field(init=False)
+    id: MessageId = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.provider_id = f"in-{self.name}"
+        source = (
+            ("api", "api", self.name)
+            if self.kind == OUTGOING
+            else (self.provider, ACCOUNT[self.provider], self.provider_id)
+        )
+        self.id = MessageId(KEYS.conversation(self.ours, self.person), KEYS.message(*source))
+
+    @property
+    def provider(self) -> str:
+        return NUMBERS[self.ours]
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """One text that a provider took from us, and will charge."""
+
+    at: float
+    provider: str
+    id: str
+    reference: str
+    sender: str
+    recipient: str
+    words: str
+    listed_at: float
+
+
+class Door:
+    """API Gateway before the receiver."""
+
+    def __init__(self, cloud: Cloud, receiver: Function) -> None:
+        self._cloud = cloud
+        self._receiver = receiver
+        self.surprises: list[BaseException] = []
+
+    def post(self, path: str, event: dict[str, Any]) -> tuple[int, str]:
+        """Status and body; (502, "") where the function died."""
+        if path == "/messages":
+            work: Callable[[Any, Any], Any] = lambda receiver, _: receiver.post_message(event)  # noqa: E731
+        elif path.startswith("/messages/"):
+            work = lambda receiver, _: receiver.get_message(path.rpartition("/")[2])  # noqa: E731
+        else:
+            name = event["pathParameters"]["provider"]
+            work = lambda receiver, _: receiver.webhook(name, event, signed_door=True)  # noqa: E731
+        invocation = self._receiver.invoke(work)
+        if invocation.error is not None and not _may_happen(invocation.error):
+            self.surprises.append(invocation.error)
+        if invocation.died:
+            return 502, ""
+        return invocation.value.status, invocation.value.body
+
+
+class Outside:
+    """All of them, on one world."""
+
+    def __init__(self, cloud: Cloud, door: Door) -> None:
+        self.world = cloud.world
+        self.cloud = cloud
+        self.door = door
+        self.texts: dict[str, Text] = {}  # by message id
+        self.accepted: list[Accepted] = []
+        self.on_accepted: Callable[[Task, Accepted], None] = lambda task, accepted: None
+        self.on_provider: Callable[[Task, str], None] = lambda task, reference: None
+        self.calls_of: dict[str, int] = defaultdict(int)
+        self._answers: dict[str, tuple[bytes, httpx.Response]] = {}  # Telnyx, by key
+        self._receipts_fail = self.world.random.choice((0.0, 0.0, 0.1, 0.5))
+        self._receipts_double = self.world.random.choice((0.0, 0.1, 0.5))
+        self._receipts_early = self.world.chance(0.3)
+        self._undelivered = self.world.random.choice((0.0, 0.0, 0.2))
+        self._slow_list = self.world.random.choice((0.0, 5.0, 120.0))
+        cloud.network = self._serve
+
+    # -- webhooks ---------------------------------------------------------------------------------
+
+    def write(self, text: Text) -> None:
+        """A person's text reaches its provider now, which tells us, several times if need be."""
+        self.texts[str(text.id)] = text
+        world = self.world
+        repeats = (0.0, 0.5, 20.0, 180.0)
+        if world.chance(0.15):
+            # Twice at once; minutes later; the next day.
+            after = world.random.choice((0.0, 0.01, 90.0, 400.0, 22 * HOURS))
+            world.spawn(lambda: self._tell(text), after=after)
+        for pause in repeats:
+            world.sleep(pause)
+            if self._tell(text):
+                return
+
+    def _tell(self, text: Text) -> bool:
+        if text.kind == OUTGOING:
+            body = {"to": text.person, "from": text.ours, "text": text.words}
+            headers = {"Content-Type": "application/json", "Idempotency-Key": text.name}
+            event = api_event("POST", "/messages", json.dumps(body), headers, principal="api")
+            status, answer = self.door.post("/messages", event)
+            good = status == 202 and json.loads(answer)["id"] == str(text.id)
+        else:
+            event = _inbound(text, self.world.now)
+            status, _ = self.door.post(f"/webhooks/{text.provider}/signed", event)
+            good = status == 200
+        self.world.note("door", f"{text.name} ({text.kind}): {status}")
+        if 400 <= status < 500:
+            raise AssertionError(f"a good request was answered {status}")
+        text.acknowledged = text.acknowledged or good
+        return good
+
+    # -- the network ------------------------------------------------------------------------------
+
+    def _serve(self, task: Task, request: httpx.Request) -> httpx.Response:
+        self.calls_of[request.url.host] += 1
+        if request.url.host == "replies.example.com":
+            return self._reply(task, request)
+        if request.url.host == "lookups.example.com":
+            return self._look_up(task, request)
+        if request.method == "GET":
+            return self._list(request)
+        if request.url.host == "api.twilio.com":
+            form = dict(parse_qsl(request.content.decode(), keep_blank_values=True))
+            return self._take_twilio(task, form)
+        return self._take_telnyx(task, request)
+
+    def _reply(self, task: Task, request: httpx.Request) -> httpx.Response:
+        text = self.texts[json.loads(request.content)["id"]]
+        self._poison(text, task)
+        text.asked += 1
+        if text.kind == SILENT:
+            return httpx.Response(204)
+        if text.kind == REFUSED:
+            return httpx.Response(422)
+        # Other words each time: what was stored first is what may be sent.
+        words = [f"{text.name} v{text.asked} p{n}" for n in range(1, 4 if text.kind == LONG else 2)]
+        return httpx.Response(200, json={"texts": words})
+
+    def _look_up(self, task: Task, request: httpx.Request) -> httpx.Response:
+        text = self.texts[json.loads(request.content)["id"]]
+        self._poison(text, task)
+        return httpx.Response(200, json={"line_type": "mobile", "country": "US"})
+
+    def _poison(self, text: Text, task: Task) -> None:
+        """What this text makes of our code: it takes the whole process with it, until mended."""
+        if text.poison and not self.cloud.faults.calm:
+            self.world.note(task.process.name, f"{text.name} is poison")
+            self.world.kill(task.process)
+
+    def _take_twilio(self, task: Task, form: dict[str, str]) -> httpx.Response:
+        callback = form["StatusCallback"].partition("#")[0]
+        if code := self._refusal(callback):
+            return httpx.Response(400, json={"code": int(code), "message": form["To"]})
+        accepted = self._accept(task, "twilio", form["From"], form["To"], form["Body"], callback)
+        return httpx.Response(201, json={"sid": accepted.id, "status": "queued"})
+
+    def _take_telnyx(self, task: Task, request: httpx.Request) -> httpx.Response:
+        key, body = request.headers["Idempotency-Key"], request.content
+        if key in self._answers:
+            first, answer = self._answers[key]
+            if first != body:
+                return httpx.Response(422, json={"errors": [{"code": "10027"}]})
+            return httpx.Response(answer.status_code, content=answer.content)
+        message = json.loads(body)
+        if code := self._refusal(message["webhook_url"]):
+            return httpx.Response(400, json={"errors": [{"code": code}]})
+        accepted = self._accept(
+            task, "telnyx", message["from"], message["to"], message["text"], message["webhook_url"]
+        )
+        answer = httpx.Response(200, json={"data": {"id": accepted.id}})
+        self._answers[key] = (body, answer)
+        return httpx.Response(200, content=answer.content)
+
+    def _refusal(self, callback: str) -> str:
+        text = self.texts.get(_reference(callback).rpartition("-")[0])
+        return text.rejected if text else ""
+
+    def _accept(
+        self, task: Task, provider: str, sender: str, recipient: str, words: str, callback: str
+    ) -> Accepted:
+        world = self.world
+        number = len(self.accepted)
+        accepted = Accepted(
+            world.now,
+            provider,
+            f"out-{number}",
+            _reference(callback),
+            sender,
+            recipient,
+            words,
+            world.now + self._slow_list * world.random.random(),
+        )
+        self.accepted.append(accepted)
+        self.on_accepted(task, accepted)
+        early = 0.0 if self._receipts_early else 0.3
+        story = ["queued", "sent", "delivered"]
+        if world.chance(self._undelivered):
+            story[2] = "undelivered"
+        elif world.chance(0.1):
+            story.append("undelivered")  # a provider that changes its mind: too late
+        for step, status in enumerate(story):
+            if world.chance(self._receipts_fail):
+                continue
+            copies = 2 if world.chance(self._receipts_double) else 1
+            for _ in range(copies):
+                after = early + (step + 1) * 8 * world.random.random() ** 3
+                world.spawn(
+                    lambda status=status: self._tell_receipt(accepted, status, callback),  # type: ignore[misc]
+                    after=after,
+                )
+        return accepted
+
+    def _list(self, request: httpx.Request) -> httpx.Response:
+        query = dict(request.url.params)
+        found = [
+            {
+                "sid": one.id,
+                "to": one.recipient,
+                "from": one.sender,
+                "body": one.words,
+                "direction": "outbound-api",
+                "date_created": format_datetime(datetime.fromtimestamp(int(one.at), UTC)),
+            }
+            for one in reversed(self.accepted)
+            if one.provider == "twilio"
+            and (one.recipient, one.sender) == (query["To"], query["From"])
+            and one.listed_at <= self.world.now
+        ]
+        return httpx.Response(200, json={"messages": found, "next_page_uri": None})
+
+    def _tell_receipt(self, accepted: Accepted, status: str, callback: str) -> None:
+        for pause in (0.0, 1.0, 30.0):
+            self.world.sleep(pause)
+            event = _receipt(accepted, status, callback, self.world.now)
+            code, _ = self.door.post(f"/webhooks/{accepted.provider}/signed", event)
+            self.world.note("door", f"receipt {status} of {accepted.reference}: {code}")
+            if 400 <= code < 500:
+                raise AssertionError(f"a good receipt was answered {code}")
+            if code == 200:
+                return
+
+
+@contextmanager
+def calm(cloud: Cloud) -> Iterator[None]:
+    """Nothing goes wrong in here."""
+    before = cloud.faults.calm_at
+    cloud.faults.calm_at = 0.0
+    try:
+        yield
+    finally:
+        cloud.faults.calm_at = before
+
+
+def objects(s3: Any) -> Iterator[tuple[str, bytes]]:
+    """Everything in the archive: key and body."""
+    bucket = f"spillway-test-archive-123456789012-{s3.meta.region_name}"
+    for one in s3.list_objects_v2(Bucket=bucket).get("Contents", []):
+        answer = s3.get_object(Bucket=bucket, Key=one["Key"])
+        yield one["Key"], answer["Body"].read()
+
+
+def quarantined(body: bytes) -> str:
+    """The payload in an object of the quarantine."""
+    return base64.b64decode(json.loads(body)["body"]).decode()
+
+
+def reference_in_form(content: bytes) -> str:
+    """The reference in what we ask of Twilio."""
+    return _reference(dict(parse_qsl(content.decode()))["StatusCallback"].partition("#")[0])
+
+
+def _reference(callback: str) -> str:
+    return dict(parse_qsl(urlsplit(callback).query)).get("reference", "")
+
+
+def _may_happen(error: BaseException) -> bool:
+    """What may leave a function's start: then Lambda starts it anew."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    from chalicelib.runtime import NotReady
+
+    return isinstance(error, (BotoCoreError, ClientError, NotReady))
+
+
+def _inbound(text: Text, now: float) -> dict[str, Any]:
+    if text.provider == "twilio":
+        fields = {"MessageSid": text.provider_id, "From": text.person, "To": text.ours}
+        if text.kind == UNREADABLE:
+            return twilio_event({"SmsStatus": text.provider_id})
+        if text.kind == STOP and len(text.name) % 2:
+            fields["OptOutType"] = "STOP"
+        return twilio_event({**fields, "Body": text.words})
+    payload = {
+        "id": text.provider_id,
+        "direction": "inbound",
+        "from": {"phone_number": text.person},
+        "to": [{"phone_number": text.ours}],
+        "text": text.words,
+        "organization_id": ACCOUNT["telnyx"],
+        "received_at": datetime.fromtimestamp(text.at, UTC).isoformat(),
+    }
+    if text.kind == GROUP:
+        payload["to"] = [{"phone_number": text.ours}, {"phone_number": "+14155550177"}]
+    if text.kind == UNREADABLE:
+        payload["from"] = text.provider_id
+    event = {"id": "e1", "event_type": "message.received", "payload": payload}
+    return _telnyx_event({"data": event}, now)
+
+
+def _receipt(accepted: Accepted, status: str, callback: str, now: float) -> dict[str, Any]:
+    code = {"undelivered": "30003"}.get(status, "")
+    if accepted.provider == "twilio":
+        fields = {"MessageSid": accepted.id, "MessageStatus": status}
+        if code:
+            fields["ErrorCode"] = code
+        return twilio_event(fields, reference=accepted.reference)
+    word = "delivery_failed" if status == "undelivered" else status
+    payload: dict[str, Any] = {
+        "id": accepted.id,
+        "direction": "outbound",
+        "to": [{"phone_number": accepted.recipient, "status": word}],
+        "errors": [],
+    }
+    event = {
+        "event_type": "message.finalized",
+        "occurred_at": datetime.fromtimestamp(now, UTC).isoformat(),
+        "payload": payload,
+    }
+    return _telnyx_event({"data": event}, now, reference=accepted.reference)
+
+
+def _telnyx_event(payload: dict[str, Any], now: float, reference: str = "") -> dict[str, Any]:
+    body = json.dumps(payload)
+    signature = TelnyxKey.private.sign(f"{int(now)}|{body}".encode())
+    return api_event(
+        "POST",
+        "/webhooks/telnyx/signed",
+        body,
+        {
+            "Content-Type": "application/json",
+            "telnyx-signature-ed25519": base64.b64encode(signature).decode(),
+            "telnyx-timestamp": str(int(now)),
+        },
+        resource="/webhooks/{provider}/signed",
+        parameters={"provider": "telnyx"},
+        query={"reference": [reference]} if reference else None,
+    )
+
+
+def short(at: float) -> str:
+    """A moment of the story."""
+    return f"{at - START:.1f}"

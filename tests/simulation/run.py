@@ -1,0 +1,236 @@
+"""One seed, from its first text until everything is at rest; and many of them, on all cores.
+
+python -m tests.simulation.run --seeds 2000             the seeds 0 to 1999
+python -m tests.simulation.run --replay 17              one seed, with its trace
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from chalicelib import observing
+from chalicelib.batches import BatchFailed
+from chalicelib.processing import Processing
+from chalicelib.receiving import Receiver
+from chalicelib.sending import Sender
+from tests.fakes import SECRETS, settings
+from tests.signing import TelnyxKey
+from tests.simulation import story as stories
+from tests.simulation.faults import Faults
+from tests.simulation.functions import Function, Mapping
+from tests.simulation.invariants import Invariants, Violation
+from tests.simulation.outside import HOURS, NUMBERS, Door, Outside
+from tests.simulation.person import Operator
+from tests.simulation.runtime import Cloud, SimulatedRuntime
+from tests.simulation.stores.dynamodb import DynamoDb
+from tests.simulation.stores.s3 import S3
+from tests.simulation.stores.secrets import Secrets
+from tests.simulation.stores.sqs import Sqs
+from tests.simulation.world import START, NeverRests, World
+
+QUEUES = {
+    "processing": False,
+    "outbound.fifo": True,
+    "processing-dlq": False,
+    "outbound-dlq.fifo": True,
+}
+FOURTEEN_DAYS = 14 * 86_400
+
+
+@dataclass
+class Outcome:
+    """What one seed showed. `hits`: how often each fault struck at each call site."""
+
+    seed: int
+    violations: list[Violation] = field(default_factory=list)
+    hits: Counter[tuple[str, str]] = field(default_factory=Counter)
+    sites: Counter[str] = field(default_factory=Counter)
+    seen: Counter[str] = field(default_factory=Counter)
+    steps: int = 0
+    world: World | None = None
+    names: dict[str, str] = field(default_factory=dict)
+
+
+def run_seed(seed: int) -> Outcome:
+    """Plays the seed to its end, or to its first violation."""
+    outcome = Outcome(seed)
+    with _quiet() as lines:
+        simulation = Simulation(seed)
+        world = simulation.world
+        lines.world = world
+        try:
+            simulation.run()
+        except Violation as violation:
+            outcome.violations.append(violation)
+        except NeverRests as never:
+            outcome.violations.append(Violation("the system comes to rest", str(never)))
+        except AssertionError as refused:
+            outcome.violations.append(Violation("a good request is taken", str(refused)))
+        finally:
+            world.close()
+        for surprise in simulation.surprises():
+            outcome.violations.append(
+                Violation("no bug", f"{type(surprise).__name__} left a function: {surprise!r}")
+            )
+        for event in lines.bugs[:1]:
+            outcome.violations.append(Violation("no bug", event))
+        outcome.hits = simulation.cloud.faults.hits
+        outcome.sites = simulation.cloud.faults.sites
+        outcome.seen = simulation.seen()
+        outcome.steps = world.steps
+        outcome.world = world
+        outcome.names = simulation.names()
+    return outcome
+
+
+class Simulation:
+    """A world with all of Spillway in it."""
+
+    def __init__(self, seed: int) -> None:
+        self.world = world = World(seed)
+        faults = Faults(world)
+        self.story = story = stories.write(world.random, START)
+        reorder = world.random.choice((0.0, 0.0, 0.5))
+        self.sqs = Sqs(lambda: world.now, world.random, reorder=reorder)
+        for name, fifo in QUEUES.items():
+            self.sqs.add(
+                f"spillway-test-{name}",
+                fifo=fifo,
+                visibility=story.visibility,
+                retention=FOURTEEN_DAYS,
+            )
+        secrets = {**SECRETS, "telnyx": {"api_key": "key", "public_keys": [TelnyxKey.public]}}
+        stores = {
+            "sqs": self.sqs,
+            "dynamodb": DynamoDb(lambda: world.now),
+            "s3": S3(),
+            "secretsmanager": Secrets({f"spillway/test/{n}": s for n, s in secrets.items()}),
+        }
+        self.cloud = Cloud(world, faults, stores)
+        self.cloud.outages = dict(story.outages)
+        receiver = Function(self.cloud, "receiver", self._receiver, 10.0)
+        processing_ = Function(self.cloud, "processing", self._processing, 60.0)
+        sender = Function(self.cloud, "sender", self._sender, 60.0)
+        self.door = Door(self.cloud, receiver)
+        self.outside = Outside(self.cloud, self.door)
+        self.invariants = Invariants(self.cloud, self.outside, "default")
+        self.mappings = {
+            "processing": self._mapping("processing", processing_, most=2),
+            "outbound.fifo": self._mapping("outbound.fifo", sender, most=story.senders),
+        }
+        self.cloud.watchers.append(self._wake)
+        self.operator = Operator(self.cloud, self.outside, self.mappings)
+        for text in story.texts:
+            world.spawn(lambda text=text: self.outside.write(text), after=text.at - START)  # type: ignore[misc]
+        for at in story.redrives:
+            world.spawn(self.operator.redrive, after=max(0.0, at - START))
+
+    def run(self) -> None:
+        """Until rest, and looks whether all is well then."""
+        self.cloud.faults.calm_at = self.story.end
+        self.world.run(self.story.end + 30 * HOURS)
+        self.invariants.at_rest(self.mappings)
+
+    def surprises(self) -> list[BaseException]:
+        return [
+            *self.door.surprises,
+            *(error for mapping in self.mappings.values() for error in mapping.surprises),
+        ]
+
+    def seen(self) -> Counter[str]:
+        return Counter()
+
+    def names(self) -> dict[str, str]:
+        """What the hashes stand for, to make a trace readable."""
+        found: dict[str, str] = {}
+        for text in self.outside.texts.values():
+            found[text.id.message] = text.name
+            found.setdefault(text.id.conversation, f"c{len(found)}")
+        return found
+
+    def _mapping(self, queue: str, function: Function, most: int) -> Mapping:
+        mapping = Mapping(
+            self.cloud,
+            self.sqs,
+            f"spillway-test-{queue}",
+            function,
+            batch=self.story.batch,
+            most=most,
+            reporting=self.story.reporting,
+            trouble=self.story.trouble,
+        )
+        mapping.expected = _expected
+        return mapping
+
+    def _wake(self, task: Any, service: str, operation: str, arguments: Any, answer: Any) -> None:
+        if service == "sqs":
+            for mapping in self.mappings.values():
+                mapping.wake()
+
+    def _settings(self, function: str) -> Any:
+        urls = '{"line": "https://lookups.example.com/line"}' if self.story.lookups else "{}"
+        return settings(
+            function,
+            NUMBERS=",".join(f"{number}={name}" for number, name in NUMBERS.items()),
+            REPORT_BATCH_ITEM_FAILURES="true" if self.story.reporting else "false",
+            REPLY_API_URL="https://replies.example.com/",
+            LOOKUP_URLS=urls,
+            HELP_TEXT="help is near",
+        )
+
+    def _receiver(self, runtime: SimulatedRuntime) -> Receiver:
+        return Receiver(runtime, self._settings("receiver"))
+
+    def _processing(self, runtime: SimulatedRuntime) -> Processing:
+        return Processing(runtime, self._settings("processing"))
+
+    def _sender(self, runtime: SimulatedRuntime) -> Sender:
+        sender = Sender(runtime, self._settings("sender"))
+        for provider in sender._providers.values():
+            # Whether a provider confirms STOP is a matter of its account, too.
+            provider.__dict__["answers_stop"] = self.story.answers_stop
+        return sender
+
+
+def _expected(error: BaseException) -> bool:
+    from tests.simulation.outside import _may_happen
+
+    return isinstance(error, BatchFailed) or _may_happen(error)
+
+
+class _quiet:
+    """Log lines go into the trace, and those of unexpected errors are bugs."""
+
+    def __init__(self) -> None:
+        self.world: World | None = None
+        self.bugs: list[str] = []
+
+    def __enter__(self) -> _quiet:
+        self._write = observing._write
+        observing._write = self._line
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        observing._write = self._write
+
+    def _line(self, line: dict[str, Any]) -> None:
+        event = line.get("event")
+        if event is None:
+            return
+        if self.world is not None:
+            who = self.world.current().process.name
+            said = " ".join(
+                str(line[n]) for n in ("reason", "code", "seconds", "error") if n in line
+            )
+            self.world.note(who, f"log {event} {line.get('id', '')} {said}")
+        if event == "unexpected_error":
+            self.bugs.append(f"unexpected error {line.get('error')} at {line.get('where')}")
+
+
+if __name__ == "__main__":
+    from tests.simulation.command import main
+
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""What happens in one seed: who writes what and when, what is out of order, and for how long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+from tests.simulation import outside
+from tests.simulation.outside import HOURS, NUMBERS, Text
+
+PEOPLE = ("+14155550100", "+14155550101", "+14155550102")
+_WORDS = {
+    outside.STOP: ("STOP", "stop", "Unsubscribe", "opt-out"),
+    outside.START_AGAIN: ("START", "unstop"),
+    outside.HELP: ("HELP",),
+}
+_REJECTIONS = {"twilio": "21211", "telnyx": "40310"}
+
+
+@dataclass(frozen=True)
+class Story:
+    """`texts` by time. Times in seconds after the beginning."""
+
+    texts: tuple[Text, ...]
+    outages: dict[str, list[tuple[float, float]]]
+    end: float
+    visibility: int
+    reporting: bool
+    answers_stop: bool
+    lookups: bool
+    trouble: float
+    redrives: tuple[float, ...]
+    batch: int
+    senders: int
+
+
+def write(random: Random, start: float) -> Story:
+    """The story of a seed."""
+    length = random.choice((20.0, 200.0, 2000.0))
+    people = PEOPLE[: random.choice((1, 1, 2, 3))]
+    kinds = _kinds(random)
+    texts = []
+    for number in range(random.randint(2, 9)):
+        ours = random.choice(list(NUMBERS))
+        kind = random.choice(kinds)
+        if kind == outside.GROUP:
+            ours = list(NUMBERS)[1]
+        name = f"m{number}"
+        text = Text(
+            name,
+            kind,
+            random.choice(people),
+            ours,
+            start + length * random.random() ** random.choice((1, 3)),
+            random.choice(_WORDS.get(kind, (f"{name} is the heron awake?",))),
+            poison=random.random() < 0.03 and kind in (outside.PLAIN, outside.LONG),
+        )
+        if random.random() < 0.04:
+            text.rejected = _REJECTIONS[text.provider]
+        texts.append(text)
+    texts.sort(key=lambda one: one.at)
+    outages = {}
+    for what in ("dynamodb", "sqs", "s3", "secretsmanager", *_HOSTS):
+        if random.random() < 0.06:
+            begins = start + length * random.random()
+            outages[what] = [(begins, begins + random.choice((5.0, 60.0, 600.0, 1 * HOURS)))]
+    if random.random() < 0.01:
+        # Longer than any look-up is waited for.
+        outages["lookups.example.com"] = [(start, start + 14 * HOURS)]
+        del texts[2:]
+    last = max([start + length, *(end for spans in outages.values() for _, end in spans)])
+    return Story(
+        texts=tuple(texts),
+        outages=outages,
+        end=last + random.choice((60.0, 1800.0)),
+        visibility=random.choice((361, 361, 361, 75, 20)),
+        reporting=random.random() < 0.75,
+        answers_stop=random.random() < 0.6,
+        lookups=random.random() < 0.6,
+        trouble=random.choice((0.0, 0.05, 0.3)),
+        redrives=tuple(
+            last + length * random.random() - length / 2 for _ in range(random.choice((0, 0, 1, 2)))
+        ),
+        batch=random.choice((1, 2, 5, 10)),
+        senders=random.choice((1, 2, 4)),
+    )
+
+
+_HOSTS = ("api.twilio.com", "api.telnyx.com", "replies.example.com", "lookups.example.com")
+
+
+def _kinds(random: Random) -> list[str]:
+    often = [outside.PLAIN] * 4 + [outside.LONG] * 2
+    consent = [outside.STOP, outside.STOP, outside.START_AGAIN, outside.HELP]
+    rare = [outside.SILENT, outside.REFUSED, outside.GROUP, outside.UNREADABLE]
+    return (
+        often
+        + [outside.OUTGOING]
+        + (consent if random.random() < 0.6 else [])
+        + (rare if random.random() < 0.4 else [])
+    )
