@@ -62,6 +62,8 @@ class Invariants:
         # When (unix seconds) a message's envelopes were received, by queue.
         self.received: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         self._opted_out: dict[str, int] = {}  # person's key -> since which step
+        self._ever_opted_out: set[str] = set()
+        self.loop_limit = 0
         self._step = 0
         self._claimed = False  # by the call that is being served
         out.on_accepted = self._on_accepted
@@ -133,6 +135,8 @@ class Invariants:
         if self._taken[accepted.reference] > 1 + self._allowed[accepted.reference]:
             raise Violation("no part is sent twice", f"{text.name}: {accepted.words}", (id_,))
         item = self._item(f"C#{text.id.conversation}", f"OUT#{text.id.message}") or {}
+        if not _fits(text, accepted.words):
+            raise Violation("answers answer something", f"{text.name}: {accepted.words}", (id_,))
         number = accepted.reference.rpartition("-")[2]
         stored = (item.get("parts") or {}).get(number, {}).get("text")
         if stored != accepted.words:
@@ -157,6 +161,7 @@ class Invariants:
         if pk.startswith("P#") and new is not None:
             if new["event"]["S"] == "stop":
                 self._opted_out.setdefault(pk, self._step)
+                self._ever_opted_out.add(pk)
             else:
                 self._opted_out.pop(pk, None)
         if sk.startswith("OUT#"):
@@ -168,6 +173,8 @@ class Invariants:
         for field in ("received_at", "outcome", "kind", "theirs", "ours"):
             if field in before and before[field] != after.get(field):
                 raise Violation("what is recorded stays", f"{name}: {field}", (id_,))
+        if "outcome" in after and "outcome" not in before:
+            self._has_cause(id_, after)
         old, new = before.get("parts") or {}, after.get("parts") or {}
         if old and set(old) != set(new):
             raise Violation("the words stay", name, (id_,))
@@ -190,6 +197,30 @@ class Invariants:
                 )
             if was.get("state") == "unknown" and part["state"] == "waiting" and self.resend:
                 self._allowed[f"{id_}-{number}"] += 1
+
+    def _has_cause(self, id_: str, item: Item) -> None:
+        """A reason for not answering must be the true one."""
+        text = self._out.texts[id_]
+        outcome, kind = item["outcome"], text.kind
+        age = self._cloud.world.now + 1 - float(item["received_at"])
+        limit = 36_000 if kind == outside.OUTGOING else 900
+        person = f"P#{self._brand}#{KEYS.number(text.person)}"
+        true = {
+            "no_reply": kind == outside.SILENT,
+            "no_reply: stop": kind == outside.STOP,
+            "no_reply: start": kind == outside.START_AGAIN,
+            "no_reply: help": kind == outside.HELP,
+            "refused_by_reply_api: 422": kind == outside.REFUSED,
+            "refused: opted_out": person in self._ever_opted_out,
+            "refused: loop": self.loop_limit > 0,
+            "failed: invalid_number": bool(text.rejected),
+            "failed: opted_out": text.rejected in outside.OPTED_OUT_CODES,
+            "failed: given_up": True,
+        }.get(outcome)
+        if outcome.startswith("expired"):
+            true = age > (300 if item.get("confirmation") else limit)
+        if not true:
+            raise Violation("reasons are true", f"{text.name} ({kind}): {outcome}", (id_,))
 
     # -- at rest ----------------------------------------------------------------------------------
 
@@ -217,6 +248,7 @@ class Invariants:
                 self._answered(text, dead["outbound.fifo"])
         self._one_confirmation()
         self._last_word(dead)
+        self._providers_word()
 
     def _stored(self, text: Text, archived: dict[str, set[str]], dead: set[str]) -> None:
         id_ = str(text.id)
@@ -276,7 +308,14 @@ class Invariants:
                 if any(str(text.id) in ids for ids in dead.values()):
                     last = float("inf")
                 said[text.person].append((first, last, text))
+        refused = {
+            text.person
+            for text in self._out.texts.values()
+            if text.rejected in outside.OPTED_OUT_CODES
+        }
         for person, events in said.items():
+            if person in refused:
+                continue
             events.sort(key=lambda one: one[0])
             if any(a[1] + 4 > b[0] for a, b in pairwise(events)):
                 continue
@@ -290,6 +329,19 @@ class Invariants:
                     f"{text.name} was the last, a {text.kind}; the list says {item.get('event')}",
                     tuple(str(one[2].id) for one in events),
                 )
+
+    def _providers_word(self) -> None:
+        """Whom a provider calls opted out is so on our list, unless they said START."""
+        for text in self._out.texts.values():
+            item = self._item(f"C#{text.id.conversation}", f"OUT#{text.id.message}") or {}
+            again = any(
+                one.kind == outside.START_AGAIN and one.person == text.person
+                for one in self._out.texts.values()
+            )
+            if item.get("outcome") == "failed: opted_out" and not again:
+                listed = self._item(f"P#{self._brand}#{KEYS.number(text.person)}", "CONSENT") or {}
+                if listed.get("event") != "stop":
+                    raise Violation("a provider's word is heard", text.name, (str(text.id),))
 
     def _justified(self, letter: Any, mapping: Mapping) -> None:
         """Nothing healthy is put aside: only what was worked on often without an end, or was too
@@ -334,6 +386,17 @@ class Invariants:
 
     def _name(self, id_: str) -> str:
         return self._out.texts[id_].name if id_ in self._out.texts else id_
+
+
+def _fits(text: Text, words: str) -> bool:
+    """Whether these words can be an answer to that text."""
+    if text.kind == outside.STOP:
+        return words == outside.STOP_TEXT
+    if text.kind == outside.HELP:
+        return words == outside.HELP_TEXT
+    if text.kind == outside.OUTGOING:
+        return words == text.words
+    return words.startswith(f"{text.name} v")
 
 
 _DLQ = {"processing": "processing-dlq", "outbound.fifo": "outbound-dlq.fifo"}

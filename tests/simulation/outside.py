@@ -28,6 +28,9 @@ KEYS = Keys(HASH_KEY)
 NUMBERS = {"+14155550123": "twilio", "+14155550199": "telnyx"}
 ACCOUNT = {"twilio": "AC" + "0" * 32, "telnyx": "org"}
 HOURS = 3600.0
+STOP_TEXT = "you get no more"
+HELP_TEXT = "help is near"
+OPTED_OUT_CODES = ("21610", "40300")
 
 # What a text is, and what its answer will be.
 PLAIN, LONG, SILENT, REFUSED = "plain", "long", "silent", "refused"

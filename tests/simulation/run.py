@@ -22,7 +22,7 @@ from tests.simulation import story as stories
 from tests.simulation.faults import Faults
 from tests.simulation.functions import Function, Mapping
 from tests.simulation.invariants import Invariants, Violation
-from tests.simulation.outside import HOURS, NUMBERS, Door, Outside
+from tests.simulation.outside import HELP_TEXT, HOURS, NUMBERS, STOP_TEXT, Door, Outside
 from tests.simulation.person import Operator
 from tests.simulation.runtime import Cloud, SimulatedRuntime
 from tests.simulation.stores.dynamodb import DynamoDb
@@ -178,7 +178,8 @@ class Simulation:
             REPORT_BATCH_ITEM_FAILURES="true" if self.story.reporting else "false",
             REPLY_API_URL="https://replies.example.com/",
             LOOKUP_URLS=urls,
-            HELP_TEXT="help is near",
+            HELP_TEXT=HELP_TEXT,
+            STOP_TEXT=STOP_TEXT,
         )
 
     def _receiver(self, runtime: SimulatedRuntime) -> Receiver:
