@@ -126,6 +126,8 @@ class Outside:
         self._receipts_early = self.world.chance(0.3)
         self._undelivered = self.world.random.choice((0.0, 0.0, 0.2))
         self._slow_list = self.world.random.choice((0.0, 5.0, 120.0))
+        self.robot = ""
+        self._robots_left = 12
         cloud.network = self._serve
 
     # -- webhooks ---------------------------------------------------------------------------------
@@ -160,6 +162,44 @@ class Outside:
             raise AssertionError(f"a good request was answered {status}")
         text.acknowledged = text.acknowledged or good
         return good
+
+    def knock(self) -> None:
+        """What nobody may get in with, and what no client may ask for."""
+        text = Text("x0", PLAIN, "+14155550109", self.world.random.choice(list(NUMBERS)), 0, "x")
+        event = _inbound(text, self.world.now)
+        forged = self.world.random.choice(("unsigned", "altered", "other key"))
+        if forged == "altered":
+            event["body"] += " "
+        for name in list(event["multiValueHeaders"]):
+            if "signature" in name.lower() and forged != "altered":
+                event["multiValueHeaders"][name] = [] if forged == "unsigned" else ["c2VjcmV0"]
+        path = f"/webhooks/{text.provider}/signed"
+        self._refused_with(403, path, event)
+        good = {"to": text.person, "from": text.ours, "text": "x"}
+        wrong = self.world.random.choice(
+            (
+                {**good, "to": "nobody"},
+                {**good, "from": "+14155550111"},
+                {**good, "text": " "},
+                {**good, "text": 1},
+                {**good, "media": "x"},
+                {**good, "media": ["ftp://example.com"]},
+                {**good, "strange": 1},
+                [good],
+            )
+        )
+        headers = {"Idempotency-Key": "x1"}
+        self._refused_with(
+            400, "/messages", api_event("POST", "/messages", json.dumps(wrong), headers)
+        )
+        self._refused_with(400, "/messages", api_event("POST", "/messages", json.dumps(good), {}))
+        self._refused_with(404, "/messages/x", {})
+
+    def _refused_with(self, expected: int, path: str, event: dict[str, Any]) -> None:
+        status, _ = self.door.post(path, event)
+        # (Where a function dies or a store fails it is our fault, and nobody else's.)
+        if status not in (expected, 502, 503):
+            raise AssertionError(f"{path}: a bad request was answered {status}")
 
     # -- the network ------------------------------------------------------------------------------
 
@@ -244,6 +284,7 @@ class Outside:
         )
         self.accepted.append(accepted)
         self.on_accepted(task, accepted)
+        self._answer_back(accepted)
         early = 0.0 if self._receipts_early else 0.3
         story = ["queued", "sent", "delivered"]
         if world.chance(self._undelivered):
@@ -261,6 +302,17 @@ class Outside:
                     after=after,
                 )
         return accepted
+
+    def _answer_back(self, accepted: Accepted) -> None:
+        """A robot answers whatever it gets."""
+        if accepted.recipient != self.robot or self._robots_left <= 0 or self.cloud.faults.calm:
+            return
+        self._robots_left -= 1
+        name = f"r{self._robots_left}"
+        ours = accepted.sender
+        at = self.world.now + 2.0
+        text = Text(name, PLAIN, accepted.recipient, ours, at, f"{name} beep")
+        self.world.spawn(lambda: self.write(text), after=2.0)
 
     def _list(self, request: httpx.Request) -> httpx.Response:
         query = dict(request.url.params)

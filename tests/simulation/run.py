@@ -125,6 +125,9 @@ class Simulation:
         self.operator = Operator(self.cloud, self.outside, self.mappings)
         for text in story.texts:
             world.spawn(lambda text=text: self.outside.write(text), after=text.at - START)  # type: ignore[misc]
+        self.outside.robot = story.robot
+        for at in story.knocks:
+            world.spawn(self.outside.knock, after=at - START)
         for at in story.redrives:
             world.spawn(self.operator.redrive, after=max(0.0, at - START))
 

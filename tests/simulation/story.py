@@ -14,7 +14,7 @@ _WORDS = {
     outside.START_AGAIN: ("START", "unstop"),
     outside.HELP: ("HELP",),
 }
-_REJECTIONS = {"twilio": "21211", "telnyx": "40310"}
+_REJECTIONS = {"twilio": ("21211", "21610"), "telnyx": ("40310", "40300")}
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,9 @@ class Story:
     redrives: tuple[float, ...]
     batch: int
     senders: int
+    robot: str
+    loop_limit: int
+    knocks: tuple[float, ...]
 
 
 def write(random: Random, start: float) -> Story:
@@ -56,7 +59,7 @@ def write(random: Random, start: float) -> Story:
             poison=random.random() < 0.03 and kind in (outside.PLAIN, outside.LONG),
         )
         if random.random() < 0.04:
-            text.rejected = _REJECTIONS[text.provider]
+            text.rejected = random.choice(_REJECTIONS[text.provider])
         texts.append(text)
     texts.sort(key=lambda one: one.at)
     outages = {}
@@ -83,6 +86,9 @@ def write(random: Random, start: float) -> Story:
         ),
         batch=random.choice((1, 2, 5, 10)),
         senders=random.choice((1, 2, 4)),
+        robot=people[0] if random.random() < 0.15 else "",
+        loop_limit=random.choice((30, 30, 3, 0)),
+        knocks=tuple(start + length * random.random() for _ in range(random.choice((0, 1)))),
     )
 
 
