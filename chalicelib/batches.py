@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from typing import Any, Protocol, TypeVar
 
 from chalicelib.messages import MessageId
@@ -121,7 +122,8 @@ class Batch:
         self._give_up_after = give_up_after
         self.deadline = runtime.now() + context.get_remaining_time_in_millis() / 1000
         self.records = [Record.read(record) for record in event["Records"]]
-        # Seconds until each record that is not done is received again.
+        # When each record that is not done is to be received again, in unix seconds: a batch can
+        # take a minute, and a wait begins when its reason does.
         self._hidden: dict[Record, float] = {}
         self._ended: set[Record] = set()
         self._started: dict[Record, int] = {}
@@ -181,7 +183,12 @@ class Batch:
         not, a returned list would be ignored and the whole batch deleted: so what is done is
         deleted here, and BatchFailed raised if anything is left.
         """
-        waiting = [(r.receipt_handle, int(s)) for r, s in self._hidden.items()]
+        now = self._runtime.now()
+        # Not a second early: it would find nothing changed. (A float's last digits are no second.)
+        waiting = [
+            (record.receipt_handle, max(0, ceil(due - now - 0.001)))
+            for record, due in self._hidden.items()
+        ]
         if waiting:
             self._hide(waiting)
         if self._reporting:
@@ -314,9 +321,10 @@ class Batch:
         }
 
     def _wait(self, records: Sequence[Record], seconds: float) -> None:
+        due = self._runtime.now() + min(seconds, LONGEST)
         for record in records:
             if record not in self._ended:
-                self._hidden[record] = max(0, min(seconds, LONGEST))
+                self._hidden[record] = due
 
     def _hide(self, entries: Sequence[tuple[str, int]]) -> None:
         try:

@@ -41,8 +41,10 @@ class Settings:
     reply_timeout: float = 10.0
     reply_max_age: float = 900.0
     message_max_age: float = 36_000.0
+    loop_limit: int = 30
     max_parts: int = 3
     lookup_urls: Mapping[str, str] = None  # type: ignore[assignment]
+    lookup_max_age: float = 43_200.0
     stop_text: str = ""
     help_text: str = ""
     message_days: int = 400
@@ -178,6 +180,22 @@ def _short(text: str) -> float:
     return value
 
 
+def _half_day(text: str) -> float:
+    """a number of seconds above 0 and at most 43200, after which processing waits for nothing"""
+    value = _number(float, text)
+    if not 0 < value <= 43_200:
+        raise ValueError("out of range")
+    return value
+
+
+def _limit(text: str) -> int:
+    """a whole number from 0 (no limit) to 100"""
+    value = _number(int, text)
+    if not 0 <= value <= 100:
+        raise ValueError("out of range")
+    return value
+
+
 def _few(text: str) -> int:
     """a whole number from 1 to 9"""
     value = _number(int, text)
@@ -256,8 +274,10 @@ _TABLE: Mapping[str, tuple[str, Callable[[str], Any], str, tuple[str, ...]]] = {
     "reply_timeout": ("REPLY_TIMEOUT", _short, "10", ()),
     "reply_max_age": ("REPLY_MAX_AGE", _seconds, "900", ()),
     "message_max_age": ("MESSAGE_MAX_AGE", _seconds, "36000", ()),
+    "loop_limit": ("LOOP_LIMIT", _limit, "30", ()),
     "max_parts": ("MAX_PARTS", _few, "3", ()),
     "lookup_urls": ("LOOKUP_URLS", _endpoints, "{}", ()),
+    "lookup_max_age": ("LOOKUP_MAX_AGE", _half_day, "43200", ()),
     "stop_text": ("STOP_TEXT", _text, "You are unsubscribed and will get no more texts.", ()),
     "help_text": ("HELP_TEXT", _text, "", ()),
     "message_days": ("MESSAGE_DAYS", _days, "400", ()),

@@ -19,7 +19,7 @@ from chalicelib.config import SettingError
 from chalicelib.messages import InboundMessage
 from chalicelib.observing import count, log
 from chalicelib.providers.base import retry_after
-from chalicelib.runtime import Runtime, within
+from chalicelib.runtime import Runtime, at_most, within
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class LookUps:
     @property
     def longest(self) -> float:
         """Seconds that asking may take."""
-        return max((source.timeout for source, _ in self._sources), default=0.0)
+        return max((at_most(source.timeout) for source, _ in self._sources), default=0.0)
 
     def ask(self, id_: str, message: InboundMessage, text: str) -> dict[str, Any]:
         """The answers by source; None from one that knows nothing, {"error": why} from one that

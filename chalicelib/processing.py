@@ -33,8 +33,8 @@ from chalicelib.table import Item, Key, Table
 from chalicelib.vault import Vault
 from chalicelib.yours.lookups import LOOKUPS
 
-# A message that no required look-up answers for is dead-lettered after this, well before the queue
-# would drop it (14 days).
+# What has to wait for whatever reason is dead-lettered after this, well before the queue would drop
+# it (14 days). Look-ups may have a shorter time of their own (LOOKUP_MAX_AGE).
 GIVE_UP_AFTER = DAY / 2
 # Seconds kept for archive and table, after the look-ups.
 STORING = 20.0
@@ -110,7 +110,12 @@ class Processing:
             return None
         if not _is_message(envelope):
             raise GiveUp("unexpected_kind")
-        return self._examine(envelope)
+        try:
+            return self._examine(envelope)
+        except Defer as defer:
+            if self._runtime.now() - record.sent_at <= self._settings.lookup_max_age:
+                raise
+            raise GiveUp(f"too_old: {defer.reason}") from None
 
     def _examine(self, envelope: Envelope) -> dict[str, Any]:
         message = envelope.inbound()

@@ -128,6 +128,12 @@ def within(seconds: float) -> httpx.Timeout:
     return httpx.Timeout(seconds, connect=min(seconds, 3.0), pool=min(seconds, 3.0))
 
 
+def at_most(seconds: float) -> float:
+    """How long a call with the time-outs of `within(seconds)` can take until its answer begins:
+    TCP and then TLS have the time for the connection each."""
+    return seconds + 2 * min(seconds, 3.0)
+
+
 def _bounded(limits: httpx.Limits) -> httpx.BaseTransport:
     """A transport whose answers end in time as a whole.
 

@@ -27,8 +27,10 @@ from chalicelib.batches import Batch, Defer, GiveUp, LambdaContext
 from chalicelib.config import Settings, load
 from chalicelib.consent import ConsentList, keyword
 from chalicelib.ledger import Busy, Ledger, PartEntry, Reply
+from chalicelib.loops import LoopGuard
 from chalicelib.messages import ConsentEvent, InboundMessage, MessageId, OutgoingMessage, Part
 from chalicelib.observing import count, log
+from chalicelib.pacing import Breaker, Permit
 from chalicelib.providers import provider_named
 from chalicelib.providers.base import (
     OutcomeUnknown,
@@ -40,15 +42,15 @@ from chalicelib.providers.base import (
 )
 from chalicelib.queues import DEAD_LETTERS, OUTBOUND, Envelope, Queues
 from chalicelib.replies import Answer, Refused, Replies, words
-from chalicelib.runtime import NotReady, Runtime, is_transient
+from chalicelib.runtime import NotReady, Runtime, at_most, is_transient
 from chalicelib.table import Table
 from chalicelib.vault import Vault
 from chalicelib.yours.replies import reply as own_reply
 
 # Seconds that one read or write of the table may take, its repetitions included.
 WRITING = 9.0
-# Seconds that a call to the provider may take: connection and answer.
-CALLING = 14.0
+# Seconds that a call to the provider may take: connection, answer, and what surrounds them.
+CALLING = at_most(10.0) + 1
 # A claim is taken for dead this long after the end of the invocation that made it.
 LEASE_MARGIN = 5.0
 # A confirmation of an opt-out comes at once or not at all.
@@ -68,6 +70,8 @@ class Sender:
         self._table = Table(runtime, settings.stage)
         self._ledger = Ledger(self._table, runtime, keep_days=settings.message_days)
         self._consent = ConsentList(self._table, self._vault.keys(), settings.brand)
+        self._breaker = Breaker(self._table, runtime, settings.providers)
+        self._loops = LoopGuard(self._table, runtime, settings.loop_limit)
         self._providers = {
             name: provider_named(name, settings.api_url(name)) for name in settings.providers
         }
@@ -90,6 +94,7 @@ class Sender:
             reporting=self._settings.report_batch_item_failures,
         )
         lease_until = batch.deadline + LEASE_MARGIN
+        self._breaker.read()
         batch.each(
             lambda envelope, _: self._answer(envelope, lease_until),
             # (The rest is asked for again before each claim, when it is known how slow it was.)
@@ -173,11 +178,12 @@ class Sender:
             return self._close(reply, "refused: opted_out")
         if self._too_old(reply):
             return self._close(reply, "expired")
+        self._breaker.ask(provider.name)
         try:
             answer = self._replies.ask(str(reply.id), message)
         except Refused as refused:
             return self._close(reply, f"refused_by_reply_api: {refused.code}")
-        return self._store(reply, answer, provider)
+        return self._store(reply, answer, provider, automatic=True)
 
     def _consent_event(self, message: InboundMessage) -> ConsentEvent | None:
         event = message.consent_hint or keyword(message.text)
@@ -205,7 +211,13 @@ class Sender:
         return self._store(reply, answer, provider, confirmation=True)
 
     def _store(
-        self, reply: Reply, answer: Answer, provider: Provider, *, confirmation: bool = False
+        self,
+        reply: Reply,
+        answer: Answer,
+        provider: Provider,
+        *,
+        confirmation: bool = False,
+        automatic: bool = False,
     ) -> Reply:
         try:
             parts = words(answer, provider, self._settings.max_parts)
@@ -213,6 +225,8 @@ class Sender:
             return self._close(reply, "failed: too_long")
         if not parts:
             return self._close(reply, "no_reply")
+        if automatic and self._loops.holds_back(reply.id, reply.received_at):
+            return self._close(reply, "refused: loop")
         return self._ledger.store_words(reply, parts, confirmation=confirmation)
 
     # -- saying it ----------------------------------------------------------------------------
@@ -230,28 +244,36 @@ class Sender:
             self._close(reply, f"expired: after {sent} of its parts" if sent else "expired")
             return False
         secrets = self._vault.secrets(provider.name)
+        end = lease_until - LEASE_MARGIN
+        permit = self._breaker.permit(provider.name, until=end)
         if not reply.confirmation and self._consent.opted_out(reply.theirs):
             self._close(reply, "refused: opted_out")
             return False
         # A claim that the end of the invocation cuts off would be an unknown send.
-        end = lease_until - LEASE_MARGIN
         if end - self._runtime.now() < 2 * WRITING + CALLING:
             raise Defer("no_time_left", after=0)
         claimed = self._ledger.claim(
             reply, part, owner=self._runtime.new_id(), lease_until=lease_until
         )
-        if end - self._runtime.now() < CALLING:
+        if end - self._runtime.now() < CALLING + WRITING:
             self._ledger.put_back(reply, claimed)
             raise Defer("no_time_left", after=0)
-        return self._hand_over(reply, claimed, provider, secrets)
+        with permit:
+            return self._hand_over(reply, claimed, provider, secrets, permit)
 
     def _hand_over(
-        self, reply: Reply, part: PartEntry, provider: Provider, secrets: Mapping[str, Any]
+        self,
+        reply: Reply,
+        part: PartEntry,
+        provider: Provider,
+        secrets: Mapping[str, Any],
+        permit: Permit,
     ) -> bool:
         """Calls the provider, once, and writes down what came of it."""
         reference = reply.id.part(part.number)
         try:
-            sent = provider.send(
+            sent = permit.call(
+                provider.send,
                 Part(
                     reference=reference,
                     sender=reply.ours,

@@ -234,13 +234,26 @@ def test_how_long_a_deferral_lasts(
     assert runtime.queues.hidden == {"h0": hidden}
 
 
+@pytest.mark.parametrize(("after", "hidden"), [(30, 10), (30.4, 11), (20, 0), (7, 0)])
+def test_a_deferral_begins_when_its_reason_does(
+    runtime: FakeRuntime, after: float, hidden: int
+) -> None:
+    # GIVEN a batch that goes on for 20 s after a message was deferred
+    work = Work(runtime, a1=Defer("later", after))
+    one = batch(runtime, of("a1", "b1", "a2"))
+    one.each(work, needs=10, ordered=True)
+    runtime.clock += 20
+    one.finish()
+    assert runtime.queues.hidden == {"h0": hidden, "h2": hidden}
+
+
 def test_jitter_is_full(runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
     hidden = []
     for chance in (0.0, 0.999):
         monkeypatch.setattr(runtime, "random", lambda chance=chance: chance)
         handle(runtime, of("a1", receives=6), Work(runtime, a1=Defer("later")))
         hidden.append(runtime.queues.hidden["h0"])
-    assert hidden == [1, 64]
+    assert hidden == [1, 65]
 
 
 def named(error: Exception) -> str:

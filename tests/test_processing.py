@@ -18,6 +18,7 @@ from chalicelib.ledger import DAY, Ledger
 from chalicelib.messages import ConsentEvent, DeliveryReceipt, Keys, Media, MessageId
 from chalicelib.processing import GIVE_UP_AFTER, STORING, Processing
 from chalicelib.queues import Envelope
+from chalicelib.runtime import at_most
 from chalicelib.table import Item, Table
 from chalicelib.text import LONGEST
 from tests.fakes import (
@@ -51,7 +52,7 @@ KNOWN = {
     "customer": {"known": True, "name": "Ardea"},
     "line": {"line_type": "mobile", "country": "US"},
 }
-LONGEST_LOOKUP = 8.0
+LONGEST_LOOKUP = at_most(8.0)
 SECOND = "+14155550177"
 KEYS = Keys(HASH_KEY)
 
@@ -570,6 +571,25 @@ def test_a_message_that_cannot_be_completed_for_half_a_day_is_dead_lettered(
     assert world.handle(envelope) == ([] if dead else [0])
     assert world.dead_letters() == ([(envelope.body(), "too_old: lookup: line")] if dead else [])
     assert world.item(envelope) is None
+
+
+@pytest.mark.parametrize(("age", "dead"), [(3590, False), (3610, True)])
+def test_look_ups_are_given_up_by_their_own_age(age: float, dead: bool, world: World) -> None:
+    # GIVEN look-ups that may take an hour
+    world.function = world.processing(LOOKUP_MAX_AGE="3600")
+    world.answer = lambda name, id_: httpx.Response(503)
+    world.runtime.clock += age
+    assert world.handle(inbound()) == ([] if dead else [0])
+    assert [reason for _, reason in world.dead_letters()] == (["too_old: lookup: line"] * dead)
+
+
+def test_nothing_else_is_given_up_by_the_age_of_look_ups(world: World) -> None:
+    # GIVEN a table that is down for longer than that
+    world.function = world.processing(LOOKUP_MAX_AGE="3600")
+    world.runtime.clock += 7200
+    tapped(world.runtime).next["batch_get_item"] = iter([aws_error("InternalServerError")])
+    assert world.handle(inbound()) == [0]
+    assert world.dead_letters() == []
 
 
 def test_what_cannot_be_begun_in_the_time_that_is_left_is_handed_back(world: World) -> None:

@@ -14,6 +14,7 @@ import pytest
 from chalicelib.consent import ConsentList
 from chalicelib.ledger import DAY, Ledger, PartEntry, Reply
 from chalicelib.messages import ConsentEvent, DeliveryReceipt, Keys, Media, MessageId, Part
+from chalicelib.pacing import FAILURES
 from chalicelib.providers.base import (
     CannotTell,
     Http,
@@ -112,7 +113,7 @@ class World:
     def __init__(self, runtime: FakeRuntime, carrier: Carrier, variables: dict[str, str]) -> None:
         self.runtime = runtime
         self.carrier = carrier
-        self.sender = Sender(runtime, settings("sender", **{"STOP_TEXT": STOPPED, **variables}))
+        self.sender = Sender(runtime, settings("sender", **{"STOP_TEXT": STOPPED, "LOOP_LIMIT": "0", **variables}))
         self.ledger = Ledger(Table(runtime, "test"), runtime, keep_days=400)
         self.consent = ConsentList(Table(runtime, "test"), Keys(HASH_KEY), "default")
 
@@ -222,11 +223,11 @@ def test_a_text_is_answered_once(build: Build) -> None:
     world.assert_settled(text)
 
 
-def test_a_one_part_reply_costs_four_writes(build: Build) -> None:
-    world = build()
+def test_a_one_part_reply_costs_five_writes(build: Build) -> None:
+    world = build(LOOP_LIMIT="30")
     world.receive(inbound())
     assert world.said
-    assert len(tapped(world.runtime).writes()) <= 4
+    assert len(tapped(world.runtime).writes()) <= 5
 
 
 def test_an_outgoing_text_is_sent_as_it_is(build: Build) -> None:
@@ -437,6 +438,176 @@ def test_without_secrets_nothing_is_claimed(build: Build, broken: str) -> None:
         world.runtime.vault.fails = aws_error("InternalServiceError", "GetSecretValue")
     assert world.receive(text) == ["m0"]
     assert (world.said, world.part(text).state, world.part(text).attempt) == ([], "waiting", 0)
+
+
+# --- a provider that is ill --------------------------------------------------------------------
+
+
+def several(number: int, first: int = 10, **fields: Any) -> list[Envelope]:
+    """Texts of as many people."""
+    return [
+        inbound(f"heron {n}", id_=f"SM{n}", theirs=f"{THEIRS[:-2]}{n}", **fields)
+        for n in range(first, first + number)
+    ]
+
+
+def ill(world: World, error: Exception | None = None) -> list[Envelope]:
+    """Lets the provider fail until its breaker is open; the texts that failed."""
+    failed = several(FAILURES)
+    world.carrier.next = iter([error or Unavailable("no_connection")] * FAILURES)
+    world.receive(*failed)
+    assert len(world.said) == FAILURES
+    world.hidden.clear()
+    return failed
+
+
+def test_a_provider_that_is_ill_is_left_alone(build: Build) -> None:
+    world = build(api=[answered(text="heron")] * FAILURES)
+    failed, text = ill(world), inbound()
+
+    # WHEN more comes, new and old
+    assert world.receive(text, *failed, receives=2) == [f"m{n}" for n in range(FAILURES + 1)]
+
+    # THEN it waits until the breaker lets it, and neither provider nor reply API are asked
+    assert len(world.said) == len(world.runtime.requests) == FAILURES
+    assert world.reply(text).parts is None
+    assert {world.part(one).attempt for one in failed} == {1}
+    assert set(world.hidden.values()) == {22}
+
+
+def test_one_text_finds_out_that_it_is_back_and_the_rest_follows(build: Build) -> None:
+    world = build()
+    failed = ill(world)
+    world.runtime.clock += 22
+    fails = Unavailable("no_connection")
+    world.carrier.next = iter([fails])
+    # GIVEN a first look that fails, and a second that does not
+    assert len(world.receive(*failed, receives=2)) == FAILURES
+    assert len(world.said) == FAILURES + 1
+    world.runtime.clock += 40
+    assert world.receive(*failed, receives=3) == []
+    assert {world.reply(one).state for one in failed} == {"sent"}
+    assert len(world.said) == 2 * FAILURES + 1
+
+
+def test_while_one_looks_the_others_wait(build: Build) -> None:
+    world = build()
+    failed = ill(world)
+    world.runtime.clock += 22
+    second: list[list[str]] = []
+    world.carrier.next = iter([lambda: second.append(world.receive(*failed[1:], receives=2))])
+    assert world.receive(failed[0], receives=2) == []
+    assert second == [[f"m{n}" for n in range(FAILURES - 1)]]
+    assert len(world.said) == FAILURES + 1
+
+
+def test_only_so_many_sends_become_unknown(build: Build) -> None:
+    world = build()
+    ill(world, OutcomeUnknown("read_timeout"))
+    more = several(9, 30)
+    world.carrier.next = repeat(OutcomeUnknown("read_timeout"))
+    assert len(world.receive(*more)) == len(more)
+    assert {world.reply(one).state for one in more} == {"waiting"}
+
+
+def test_a_stop_counts_while_the_provider_is_ill(build: Build) -> None:
+    world, stop = build(), inbound("STOP")
+    ill(world)
+    assert world.receive(stop) == ["m0"]
+    assert world.consent.opted_out(THEIRS)
+    assert world.part(stop).attempt == 0
+
+
+def test_nobody_waits_for_a_breaker_longer_than_the_reply_may_be_sent(build: Build) -> None:
+    world = build()
+    ill(world)
+    text = inbound(received_at=NOW - 895)
+    assert world.receive(text) == ["m0"]
+    assert world.hidden == {"h0": 6}
+    world.runtime.clock += 6
+    assert world.receive(text, receives=2) == []
+    assert world.reply(text).state == "expired"
+
+
+def test_the_ledger_is_told_before_the_breaker(build: Build) -> None:
+    world = build()
+    ill(world)
+    keys = [
+        arguments["Key"]["sk"]["S"]
+        for name, arguments in tapped(world.runtime).calls
+        if name == "update_item"
+    ]
+    assert keys.count("BREAKER") == 1
+    assert keys[-1] == "BREAKER"
+
+
+@pytest.mark.parametrize("operation", ["batch_get_item", "update_item"])
+def test_a_breaker_that_cannot_be_reached_holds_up_nobody(build: Build, operation: str) -> None:
+    world, text = build(), inbound()
+    ill(world)
+    world.runtime.clock += 22
+    # (the first update is that of the words)
+    turns = [None] * (operation == "update_item") + [aws_error("InternalServerError")]
+    tapped(world.runtime).next[operation] = iter(turns)
+    assert world.receive(text) == []
+    assert world.reply(text).state == "sent"
+
+
+# --- loops -------------------------------------------------------------------------------------
+
+
+def test_two_robots_are_parted(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    # GIVEN a robot that answers each of our texts at once
+    world = build(StopAnswering(), LOOP_LIMIT="30")
+    texts = [inbound(id_=f"SM{n}", received_at=NOW + n) for n in range(35)]
+    for text in texts:
+        assert world.receive(text) == []
+        world.runtime.clock += 1
+
+    # THEN it gets as many answers as may be
+    states = [world.reply(text).state for text in texts]
+    assert states == ["sent"] * 30 + ["refused: loop"] * 5
+    assert events(logged(capsys)).count("loop_held") == 5
+    world.assert_settled(texts[-1])
+
+    # AND what we are asked to send goes out, and a STOP counts
+    ours = outgoing("A heron for you", received_at=NOW + 35)
+    assert world.receive(ours, inbound("START", id_="SMs"), inbound("STOP", id_="SMt")) == []
+    assert world.reply(ours).state == "sent"
+    assert world.consent.opted_out(THEIRS)
+
+
+def test_a_stop_is_confirmed_and_a_help_answered_in_a_loop(build: Build) -> None:
+    world = build(LOOP_LIMIT="1", HELP_TEXT="Ask a heron")
+    texts = [inbound(text, id_=f"SM{n}") for n, text in enumerate(["a", "b", "HELP", "STOP"])]
+    assert world.receive(*texts) == []
+    states = [world.reply(text).state for text in texts]
+    assert states == ["sent", "refused: loop", "sent", "sent"]
+    assert world.said[1:] == ["Ask a heron", STOPPED]
+
+
+def test_a_text_that_gets_no_reply_is_none_of_a_loop(build: Build) -> None:
+    silent = [httpx.Response(204)] * 5
+    world = build(api=[*silent, answered(text="heron")], LOOP_LIMIT="1")
+    texts = [inbound(id_=f"SM{n}") for n in range(6)]
+    assert world.receive(*texts) == []
+    assert world.reply(texts[-1]).state == "sent"
+
+
+@pytest.mark.parametrize("landed", [False, True])
+def test_a_death_at_the_count_of_a_reply_sends_it_once(build: Build, landed: bool) -> None:
+    world, text = build(LOOP_LIMIT="1"), inbound()
+
+    def die() -> None:
+        raise Died
+
+    turn = Lost(Died()) if landed else die
+    tapped(world.runtime).next["update_item"] = iter([turn])
+    with pytest.raises(Died):
+        world.receive(text)
+    assert world.receive(text, receives=2) == []
+    assert (len(world.said), world.reply(text).state) == (1, "sent")
+    world.assert_settled(text)
 
 
 # --- deaths ------------------------------------------------------------------------------------
@@ -890,6 +1061,34 @@ def test_a_claim_that_took_too_long_is_given_back(build: Build) -> None:
     assert (world.said, world.part(text).state) == ([], "waiting")
     assert world.receive(text, receives=2) == []
     assert len(world.said) == 1
+
+
+@pytest.mark.parametrize(
+    ("reply_timeout", "seconds", "begun"),
+    [("10", 37, True), ("10", 35, False), ("30", 57, True), ("30", 55, False)],
+)
+def test_what_there_is_no_time_to_answer_is_handed_back(
+    build: Build, reply_timeout: str, seconds: float, begun: bool
+) -> None:
+    world, text = build(REPLY_TIMEOUT=reply_timeout), inbound()
+    assert world.receive(text, seconds=seconds) == ([] if begun else ["m0"])
+    assert bool(world.said) is begun
+    assert bool(tapped(world.runtime).writes()) is begun
+
+
+@pytest.mark.parametrize(("took", "sent"), [(24, True), (35, False)])
+def test_no_part_is_sent_whose_outcome_there_is_no_time_to_write(
+    build: Build, took: float, sent: bool
+) -> None:
+    # GIVEN a table that is slow to take the claim, in an invocation of 60 s
+    world, text = build(), inbound()
+
+    def slow() -> None:
+        world.runtime.clock += took
+
+    tapped(world.runtime).next["update_item"] = iter([None, slow])
+    assert world.receive(text) == ([] if sent else ["m0"])
+    assert bool(world.said) is sent
 
 
 def test_a_start_from_the_future_does_not_disable_stop(build: Build) -> None:
