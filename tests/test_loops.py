@@ -136,7 +136,17 @@ def test_a_conversation_is_held_alone(guarded: Conversation) -> None:
 def test_by_hand_it_goes_on_at_once(guarded: Conversation) -> None:
     assert guarded.texts(0, 1, 2, 3)[-1]
     guarded.guard.clear(CONVERSATION)
-    assert guarded.texts(4, 5, 6, 7) == [False, False, False, True]
+    assert guarded.texts(4, 5, 6) == [False, False, False]
+    # AND likewise if it is not held yet
+    guarded.guard.clear(CONVERSATION)
+    assert guarded.texts(7, 8, 9, 10) == [False, False, False, True]
+
+
+def test_a_clock_that_is_behind_lets_nothing_go_sooner(guarded: Conversation) -> None:
+    guarded.texts(0, 1, 2, 3)
+    until = guarded.item()["held_until"]
+    assert guarded.text(4, now=2)
+    assert guarded.item()["held_until"] == until
 
 
 def test_without_a_limit_nothing_is_counted(runtime: FakeRuntime) -> None:

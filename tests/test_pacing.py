@@ -1,4 +1,4 @@
-"""The breaker: when a provider is left alone, by whom, for how long, and who looks whether it is back."""
+"""The breaker: when a provider is left alone, for how long, and who looks whether it is back."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def end(permit: Permit, error: Exception | None = None) -> None:
         if error is not None:
             raise error
 
-    with suppress(type(error) if error else ()), permit:
+    with suppress(SendError, ValueError), permit:
         permit.call(send)
 
 
@@ -156,9 +156,9 @@ def test_failures_in_a_row_open_it(one: Environment, capsys: pytest.CaptureFixtu
     one.send(NO_CONNECTION)
     assert one.waits() == OPEN + SPREAD / 2
     lines = logged(capsys)
-    assert [(line["level"], line["event"], line["reason"]) for line in lines if "event" in line] == [
-        ("WARNING", "breaker_opened", "no_connection")
-    ]
+    assert [
+        (line["level"], line["event"], line["reason"]) for line in lines if "event" in line
+    ] == [("WARNING", "breaker_opened", "no_connection")]
     assert [(line["provider"], line["reason"]) for line in lines if "Breaker" in line] == [
         ("twilio", "opened")
     ]
@@ -212,9 +212,10 @@ def test_one_provider_is_not_the_other(one: Environment) -> None:
 def test_a_provider_that_names_a_time_is_left_alone_so_long(
     one: Environment, told: float, opened: float
 ) -> None:
-    # (whichever of them named it)
+    # (the longest of those that it named)
     one.fails(Throttled("throttled", retry_after=told), times=1)
-    one.fails(Throttled("throttled"), times=FAILURES - 1)
+    one.fails(Throttled("throttled", retry_after=1), times=1)
+    one.fails(Throttled("throttled"), times=FAILURES - 2)
     assert one.waits() == opened + SPREAD / 2
 
 
@@ -386,9 +387,7 @@ def test_what_a_prober_says_after_its_lease_was_taken_over_changes_nothing(
 
 
 @pytest.mark.parametrize("skew", [-1.0, 1.0])
-def test_clocks_that_differ_by_a_second(
-    one: Environment, other: Environment, skew: float
-) -> None:
+def test_clocks_that_differ_by_a_second(one: Environment, other: Environment, skew: float) -> None:
     other.runtime.clock += skew
     half_open(one, other)
     probe = one.permit()
@@ -523,6 +522,7 @@ def test_the_item_names_the_provider_and_nobody_else(one: Environment) -> None:
 
 OUTAGE = 3600.0
 MAX_AGE = 900.0
+OPEN_LONGEST = LONGEST_COOL_OFF * (1 + JITTER / 2)
 
 
 class Outage:
@@ -575,8 +575,7 @@ class Outage:
             environment.breaker.ask("twilio")
             permit = environment.permit()
         except Defer as defer:
-            assert defer.after is not None
-            self._push(at + ceil(defer.after), self._receiving(written))
+            self._push(at + ceil(defer.after or 0), self._receiving(written))
             return
         self.calls.append(at)
         down = 0 <= at < OUTAGE
@@ -588,9 +587,7 @@ class Outage:
 
         self._push(at + takes, answered)
 
-    def _answered(
-        self, written: float, at: float, permit: Permit, error: SendError | None
-    ) -> None:
+    def _answered(self, written: float, at: float, permit: Permit, error: SendError | None) -> None:
         end(permit, error)
         if error is None:
             self.sent[written] = at
@@ -623,7 +620,8 @@ def test_an_outage_of_an_hour(
     # So hardly a send becomes unknown: one a probe, after those.
     assert outage.unknown <= 5 * FAILURES + OUTAGE / LONGEST_COOL_OFF + 6
     # Everything else waited, for little, until it was too old or the provider was back.
-    assert max(outage.receives.values()) <= 40
+    assert outage.receives.total() / len(outage.receives) <= 2 * MAX_AGE / OPEN_LONGEST
+    assert max(outage.receives.values()) <= 25
     assert len(outage.sent) + outage.expired + outage.unknown == len(outage.receives)
     # It is found to be back when its cool-off ends, and everything is on its way then.
     back = min(at for at in outage.calls if at >= OUTAGE)

@@ -113,7 +113,9 @@ class World:
     def __init__(self, runtime: FakeRuntime, carrier: Carrier, variables: dict[str, str]) -> None:
         self.runtime = runtime
         self.carrier = carrier
-        self.sender = Sender(runtime, settings("sender", **{"STOP_TEXT": STOPPED, "LOOP_LIMIT": "0", **variables}))
+        self.sender = Sender(
+            runtime, settings("sender", **{"STOP_TEXT": STOPPED, "LOOP_LIMIT": "0", **variables})
+        )
         self.ledger = Ledger(Table(runtime, "test"), runtime, keep_days=400)
         self.consent = ConsentList(Table(runtime, "test"), Keys(HASH_KEY), "default")
 

@@ -1,0 +1,255 @@
+"""The table of waiting: every figure of the page, from the constants that decide it.
+
+The page is there for people; here the figures are computed and compared, and what they must be to
+each other is held.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from itertools import count
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cfnlint.decode import decode
+
+from chalicelib import batches, loops, pacing, processing, sending
+from chalicelib.batches import Batch
+from chalicelib.config import Settings
+from chalicelib.ledger import DAY
+from chalicelib.queues import OUTBOUND
+from chalicelib.runtime import at_most
+from tests.fakes import Context, FakeRuntime, settings
+
+PROJECT = Path(__file__).parent.parent
+PAGE = PROJECT / "docs" / "_arithmetic.md"
+TEMPLATE: dict[str, Any] = decode(str(PROJECT / "infra" / "data.yaml"))[0]
+DATA = {name: one.get("Default") for name, one in TEMPLATE["Parameters"].items()}
+CONFIG = json.loads((PROJECT / ".chalice" / "config.json").read_text())
+
+TIME_OUT = CONFIG["lambda_functions"]["send"]["lambda_timeout"]
+WINDOW = 1  # the batching window of the processing queue, in app.py
+HOUR = 3600
+SQS_LONGEST = 12 * HOUR
+LONGEST_TIME_OUT = 30.0  # of the reply API and of a look-up, as their settings allow
+OPEN = pacing.LONGEST_COOL_OFF * (1 + pacing.JITTER / 2)  # the longest, on average
+COMING_BACK = pacing.SPREAD + 1  # a deferral is in whole seconds
+
+DEFAULTS: Settings = settings("sender")
+RETENTION = {
+    resource["Properties"]["MessageRetentionPeriod"]
+    for resource in TEMPLATE["Resources"].values()
+    if resource["Type"] == "AWS::SQS::Queue"
+}
+
+
+def backoff(receives: int, chance: float = 0.5) -> float:
+    """Seconds after so many receives, where chance (0 to 1) has it so."""
+    runtime: Any = FakeRuntime()
+    runtime.random = lambda: chance
+    nothing: Any = None
+    empty: dict[str, Any] = {"Records": []}
+    batch = Batch(runtime, nothing, nothing, OUTBOUND, empty, Context(), reporting=True)
+    return batch._backoff(receives)
+
+
+def receives_by_backoff(outage: float) -> int:
+    waited = 0.0
+    for receives in count(1):
+        waited += backoff(receives)
+        if waited >= outage:
+            return receives
+    raise AssertionError
+
+
+def receives_at_breaker(outage: float) -> int:
+    return ceil(2 * outage / OPEN)
+
+
+@cache
+def lasts(receives: int) -> float:
+    return sum(backoff(receive) for receive in range(1, receives))
+
+
+def probes(within: float) -> list[int]:
+    """When the breaker can be probed, in seconds since it opened first, at the earliest."""
+    at = cool_off = pacing.FIRST_COOL_OFF
+    times = []
+    while at < within:
+        times.append(int(at))
+        cool_off = min(2 * cool_off, pacing.LONGEST_COOL_OFF)
+        at += cool_off
+    return times
+
+
+def whole(seconds: float) -> str:
+    return f"{ceil(seconds)}"
+
+
+FIRST = probes(240)
+SENDER_NEEDS = sending.CALLING + sending.WRITING
+CLAIM_NEEDS = sending.CALLING + 2 * sending.WRITING
+PROCESSING_NEEDS = at_most(LONGEST_TIME_OUT) + processing.STORING
+DYING = batches.MOST_STARTS + 1
+
+FIGURES = {
+    "First backoff": f"{backoff(1, 0):.0f} to {backoff(1, 1):.0f} s",
+    "Longest backoff": f"{backoff(99, 0):.0f} to {backoff(99, 1):.0f} s,"
+    f" {backoff(99):.0f} s on average",
+    "Longest deferral": f"{batches.LONGEST // HOUR} h",
+    "Receives that an outage of 1 h uses by backoff": f"{receives_by_backoff(HOUR)}",
+    "Receives that an outage of 12 h uses by backoff": f"{receives_by_backoff(12 * HOUR)}",
+    "Receives that an outage of 1 h uses at an open breaker": f"{receives_at_breaker(HOUR)}",
+    "Receives that an outage of 12 h uses at an open breaker": f"{receives_at_breaker(12 * HOUR)}",
+    "Receives before SQS itself dead-letters a message": f"{DATA['MaxReceiveCount']}, used up by"
+    f" backoff in {lasts(DATA['MaxReceiveCount']) / HOUR:.0f} h",
+    "Age at which a reply is not sent any more": f"{DEFAULTS.reply_max_age / 60:.0f} min",
+    "Age at which a message of `POST /messages` is not sent any more": (
+        f"{DEFAULTS.message_max_age / HOUR:.0f} h"
+    ),
+    "Age at which processing gives a message up": f"{processing.GIVE_UP_AFTER / HOUR:.0f} h",
+    "Retention of every queue": f"{min(RETENTION) // HOUR} h ({min(RETENTION) / DAY:.0f} days)",
+    "Visibility of the outbound queue": f"{DATA['OutboundVisibility']} s",
+    "Visibility of the processing queue": f"{DATA['ProcessingVisibility']} s",
+    "Time until a message that takes its function with it is out of the way": (
+        f"{DYING * DATA['OutboundVisibility'] / 60:.0f} min"
+    ),
+    "Failures in a row after which an environment opens the breaker": f"{pacing.FAILURES}",
+    "Time that a breaker stays open": f"{pacing.FIRST_COOL_OFF:.0f} to"
+    f" {whole(pacing.FIRST_COOL_OFF * (1 + pacing.JITTER))} s, doubling to"
+    f" {pacing.LONGEST_COOL_OFF:.0f} to"
+    f" {whole(pacing.LONGEST_COOL_OFF * (1 + pacing.JITTER))} s",
+    "Calls that a provider sees in the first four minutes of an outage": (
+        f"{pacing.FAILURES} by each environment, and {len(FIRST)} probes"
+    ),
+    "Calls that a provider sees in a minute from then on": (
+        f"1 at most, {60 / pacing.LONGEST_COOL_OFF:.1f} on average"
+    ),
+    "Time after an outage until it is noticed": (
+        f"{whole(pacing.LONGEST_COOL_OFF * (1 + pacing.JITTER) + COMING_BACK)} s at most,"
+        f" {OPEN / 2 / 60:.0f} min on average"
+    ),
+    "Time from then until the others are back": (
+        f"{whole(pacing.PATIENCE + COMING_BACK)} s at most"
+    ),
+    "Time that a prober which died holds up the others": f"{pacing.PROBING:.0f} s at most",
+    "Time that the sender keeps for a message": (
+        f"{DEFAULTS.reply_timeout + SENDER_NEEDS:.0f} s of {TIME_OUT} s"
+    ),
+    "Time that the sender keeps for a claim": f"{CLAIM_NEEDS:.0f} s of {TIME_OUT} s",
+    "Time that processing keeps for a message": (
+        f"{PROCESSING_NEEDS:.0f} s of {TIME_OUT} s at most"
+    ),
+    "Time for which a claim holds up other senders": (
+        f"{TIME_OUT + sending.LEASE_MARGIN:.0f} s at most"
+    ),
+    f"Automatic replies of a conversation in {loops.WINDOW / 60:.0f} min": (
+        f"{DEFAULTS.loop_limit}"
+    ),
+}
+# What the third column says in figures, too.
+REASONS = {
+    "Longest deferral": [f"at most {SQS_LONGEST // HOUR} h"],
+    "Receives that an outage of 1 h uses by backoff": [
+        f"{next(n for n in count(1) if backoff(n + 1) == backoff(n + 2))} to get to",
+        f"one in {backoff(99):.0f} s",
+    ],
+    "Retention of every queue": [f"{min(RETENTION) / processing.GIVE_UP_AFTER:.0f} times"],
+    "Visibility of the outbound queue": [f"6 time-outs of {TIME_OUT} s"],
+    "Visibility of the processing queue": [f"6 time-outs of {TIME_OUT} s", f"window of {WINDOW} s"],
+    "Time until a message that takes its function with it is out of the way": [f"{DYING} receives"],
+    "Time that a breaker stays open": [f"up to {pacing.LONGEST_RETRY_AFTER / HOUR:.0f} h"],
+    "Calls that a provider sees in the first four minutes of an outage": [
+        f"{', '.join(map(str, FIRST[:-1]))} and {FIRST[-1]} s"
+    ],
+    "Time after an outage until it is noticed": [f"the {COMING_BACK:.0f} s over"],
+    "Time from then until the others are back": [
+        f"over {pacing.SPREAD:.0f} s",
+        f"wait {pacing.PATIENCE:.0f} s more",
+    ],
+    "Time that the sender keeps for a message": [
+        f"({LONGEST_TIME_OUT + SENDER_NEEDS:.0f} s with the longest, {LONGEST_TIME_OUT:.0f})",
+        f"({sending.CALLING:.0f} s)",
+        f"({sending.WRITING:.0f} s)",
+    ],
+    "Time that processing keeps for a message": [
+        f"({at_most(LONGEST_TIME_OUT):.0f} s with its connection, for a time-out of"
+        f" {LONGEST_TIME_OUT:.0f})",
+        f"({processing.STORING:.0f} s)",
+    ],
+    "Time for which a claim holds up other senders": [f"margin of {sending.LEASE_MARGIN:.0f} s"],
+}
+
+
+def rows() -> dict[str, tuple[str, str]]:
+    found = {}
+    for line in PAGE.read_text().splitlines():
+        if line.startswith("| ") and not line.startswith(("| What", "| ---")):
+            what, figure, why = (cell.strip() for cell in line.strip("|").split("|"))
+            found[what] = figure, why
+    return found
+
+
+def test_the_page_has_exactly_these_figures() -> None:
+    assert list(rows()) == list(FIGURES)
+
+
+@pytest.mark.parametrize("what", FIGURES)
+def test_a_figure_is_what_the_code_makes_it(what: str) -> None:
+    figure, why = rows()[what]
+    assert figure == FIGURES[what]
+    for piece in REASONS.get(what, []):
+        assert piece in why
+
+
+LAST_AGE = max(processing.GIVE_UP_AFTER, DEFAULTS.message_max_age, DEFAULTS.reply_max_age)
+
+
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [
+        pytest.param(batches.LONGEST + TIME_OUT, SQS_LONGEST, id="deferral and visibility"),
+        pytest.param(
+            LAST_AGE + batches.LONGEST_BACKOFF,
+            lasts(DATA["MaxReceiveCount"]),
+            id="ages and receives by backoff",
+        ),
+        pytest.param(
+            receives_at_breaker(LAST_AGE),
+            DATA["MaxReceiveCount"],
+            id="ages and receives at a breaker",
+        ),
+        pytest.param(2 * LAST_AGE, min(RETENTION), id="ages and retention"),
+        pytest.param(
+            DEFAULTS.lookup_max_age, processing.GIVE_UP_AFTER, id="look-ups and processing"
+        ),
+        pytest.param(
+            LONGEST_TIME_OUT + SENDER_NEEDS + 3, TIME_OUT, id="the longest reply and the time-out"
+        ),
+        pytest.param(
+            at_most(LONGEST_TIME_OUT) + 2 * sending.WRITING,
+            LONGEST_TIME_OUT + SENDER_NEEDS,
+            id="asking and storing, and what the sender keeps",
+        ),
+        pytest.param(CLAIM_NEEDS, DEFAULTS.reply_timeout + SENDER_NEEDS, id="a claim likewise"),
+        pytest.param(PROCESSING_NEEDS + 3, TIME_OUT, id="the longest look-up and the time-out"),
+        pytest.param(2 * processing.WRITING, processing.STORING, id="archive and table"),
+        pytest.param(
+            sending.WRITING + sending.CALLING, pacing.PROBING, id="claim and call, and the lease"
+        ),
+        pytest.param(
+            pacing.LONGEST_COOL_OFF * (1 + pacing.JITTER),
+            DEFAULTS.reply_max_age / 4,
+            id="an open breaker and the age of replies",
+        ),
+    ],
+)
+def test_what_must_be_less_is_less(less: float, more: float) -> None:
+    assert less <= more
+
+
+def test_both_functions_have_the_same_time() -> None:
+    assert CONFIG["lambda_functions"]["process"]["lambda_timeout"] == TIME_OUT
