@@ -240,7 +240,13 @@ EVERYWHERE = {"SPILLWAY_FUNCTION", "SPILLWAY_STAGE", "LOG_LEVEL"}
         ("APIHandler", {"PROVIDERS", "PUBLIC_URL", "NUMBERS"}),
         (
             "Process",
-            {"BRAND", "LOOKUP_URLS", "MESSAGE_DAYS", "REPORT_BATCH_ITEM_FAILURES"},
+            {
+                "BRAND",
+                "LOOKUP_URLS",
+                "LOOKUP_MAX_AGE",
+                "MESSAGE_DAYS",
+                "REPORT_BATCH_ITEM_FAILURES",
+            },
         ),
         (
             "Send",
@@ -251,6 +257,7 @@ EVERYWHERE = {"SPILLWAY_FUNCTION", "SPILLWAY_STAGE", "LOG_LEVEL"}
                 "REPLY_TIMEOUT",
                 "REPLY_MAX_AGE",
                 "MESSAGE_MAX_AGE",
+                "LOOP_LIMIT",
                 "MAX_PARTS",
                 "STOP_TEXT",
                 "HELP_TEXT",
