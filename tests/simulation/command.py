@@ -18,6 +18,7 @@ from tests.simulation.run import Outcome, run_seed
 
 _CHUNK = 10
 _LONG = 5000  # seeds
+_SHOWN = 5  # seeds a broken promise
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,11 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
             progress.update(bar, advance=some.count, description=f"seeds, {len(broken)} violations")
             if not console.is_terminal and done % 20 == 0:
                 console.print(f"{done * _CHUNK} seeds, {len(broken)} violations")
-    for seed, invariant, text in broken[:40]:
-        console.print(f"seed {seed}: {invariant}: {text}", markup=False, soft_wrap=True)
-        console.print(f"  make simulate REPLAY={seed}")
     for invariant, number in Counter(invariant for _, invariant, _ in broken).most_common():
-        console.print(f"{number:6}  {invariant}")
+        console.print(f"{number:6}  {invariant}", markup=False)
+        for seed, _, text in sorted(one for one in broken if one[1] == invariant)[:_SHOWN]:
+            console.print(f"        make simulate REPLAY={seed}   {text}", soft_wrap=True)
     seconds = time.monotonic() - began
     console.print(
         f"{count:,} seeds ({first} to {first + count - 1}), {steps:,} steps,"

@@ -64,6 +64,8 @@ class Invariants:
         self._opted_out: dict[str, int] = {}  # person's key -> since which step
         self._ever_opted_out: set[str] = set()
         self.loop_limit = 0
+        # By conversation and message: when the text came to which the answer went out.
+        self._answered_at: dict[str, dict[str, float]] = defaultdict(dict)
         self._step = 0
         self._claimed = False  # by the call that is being served
         out.on_accepted = self._on_accepted
@@ -144,10 +146,19 @@ class Invariants:
         if item.get("confirmation"):
             self._confirmed(text, accepted)
             return
+        if text.kind not in (outside.OUTGOING, outside.HELP):
+            self._in_no_loop(text, float(item["received_at"]))
         since = self._opted_out.get(f"P#{self._brand}#{KEYS.number(text.person)}")
         knew = task.notes.get("claimed_knowing", task.notes.get("last_table_call", 0))
         if since is not None and since < knew:
             raise Violation("nothing is sent after an opt-out", text.name, (id_,))
+
+    def _in_no_loop(self, text: Text, received_at: float) -> None:
+        answered = self._answered_at[text.id.conversation]
+        answered[text.name] = received_at
+        near = sum(received_at - 599 < at <= received_at for at in answered.values())
+        if 0 < self.loop_limit < near:
+            raise Violation("robots are parted", f"{near} answers in ten minutes", (str(text.id),))
 
     def _confirmed(self, text: Text, accepted: Accepted) -> None:
         if text.kind != outside.STOP:

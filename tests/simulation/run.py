@@ -121,6 +121,7 @@ class Simulation:
             "processing": self._mapping("processing", processing_, most=2),
             "outbound.fifo": self._mapping("outbound.fifo", sender, most=story.senders),
         }
+        self.invariants.loop_limit = story.loop_limit
         self.cloud.watchers.append(self._wake)
         self.operator = Operator(self.cloud, self.outside, self.mappings)
         for text in story.texts:
@@ -183,6 +184,7 @@ class Simulation:
             LOOKUP_URLS=urls,
             HELP_TEXT=HELP_TEXT,
             STOP_TEXT=STOP_TEXT,
+            LOOP_LIMIT=str(self.story.loop_limit),
         )
 
     def _receiver(self, runtime: SimulatedRuntime) -> Receiver:
