@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from cryptography.exceptions import InvalidSignature
@@ -114,6 +115,8 @@ CONSENT: Mapping[str, ConsentEvent] = {
 _TOLERANCE = 300
 _TIMESTAMP = re.compile(r"[0-9]{1,12}", re.ASCII)
 _CODE = re.compile(r"[0-9]{1,6}", re.ASCII)
+# What fits a header: with a key that was pasted with its line end, nothing could have been sent.
+_HEADER = re.compile(r"[!-~]([ -~]*[!-~])?")
 
 
 class Telnyx(Provider):
@@ -229,7 +232,7 @@ def _verifies(key: Ed25519PublicKey, signature: bytes, signed: bytes) -> bool:
 
 def _read(body: bytes) -> dict[str, Any]:
     try:
-        payload = json.loads(body.decode(), parse_constant=_no_constant)
+        payload = json.loads(body.decode(), parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError):
         raise PayloadError("not JSON") from None
     return _object(payload, "body")
@@ -238,6 +241,14 @@ def _read(body: bytes) -> dict[str, Any]:
 def _no_constant(name: str) -> NoReturn:
     """NaN and Infinity are no JSON, and nobody who reads the archive could read them."""
     raise ValueError("not JSON")
+
+
+def _finite(text: str) -> float:
+    """1e999 is JSON, but would be Infinity in what we write."""
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError("not JSON")
+    return number
 
 
 def _object(value: object, name: str) -> dict[str, Any]:
@@ -355,7 +366,7 @@ def _code(errors: object) -> str:
 
 def _api_key(secrets: Secrets) -> str:
     key = secrets.get("api_key")
-    if not isinstance(key, str) or not key:
+    if not isinstance(key, str) or not _HEADER.fullmatch(key):
         raise Unavailable("credentials")
     return key
 

@@ -109,6 +109,7 @@ _DEFAULT_PORTS = {"http": "80", "https": "443"}
 _FORM = "application/x-www-form-urlencoded"
 _SEGMENTS = re.compile(r"[0-9]{1,4}", re.ASCII)
 _CODE = re.compile(r"[0-9]{1,6}", re.ASCII)
+_ACCOUNT = re.compile(r"[A-Za-z0-9]+", re.ASCII)  # it is part of a path
 
 _PAGE_SIZE = 1000
 _MAX_PAGES = 3
@@ -361,7 +362,7 @@ def _media(params: Mapping[str, str]) -> Iterator[Media]:
 
 def _credentials(secrets: Secrets) -> tuple[str, str]:
     account, tokens = secrets.get("account_sid"), _keys(secrets, "auth_tokens")
-    if not isinstance(account, str) or not account or not tokens:
+    if not isinstance(account, str) or not _ACCOUNT.fullmatch(account) or not tokens:
         raise Unavailable("credentials")
     return account, tokens[0]
 
@@ -396,7 +397,7 @@ def _ask(http: Http, url: str, auth: tuple[str, str]) -> dict[str, Any]:
 
     try:
         response = http.get(url, auth=auth)
-    except (httpx.HTTPError, httpx.InvalidURL):
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError):
         # Without its cause, whose request has the numbers in its URL.
         raise Unavailable("no_connection") from None
     if response.status_code == 429:

@@ -559,6 +559,11 @@ def test_a_refusal_is_told_in_our_words(
         {"account_sid": ACCOUNT, "auth_tokens": [], "api_key": ""},
         {"account_sid": 7, "auth_tokens": [KEY], "api_key": 7},
         {"account_sid": ACCOUNT, "auth_tokens": KEY, "api_key": None},
+        # Pasted with more than themselves: no request can carry them, so none was made.
+        {"account_sid": f"{ACCOUNT}\n", "auth_tokens": [KEY], "api_key": f"{KEY}\n"},
+        {"account_sid": f" {ACCOUNT}", "auth_tokens": [KEY], "api_key": f"{KEY}\u00a0"},
+        {"account_sid": f"{ACCOUNT}/..", "auth_tokens": [KEY], "api_key": f"{KEY}é"},
+        {"account_sid": "\ud800", "auth_tokens": [KEY], "api_key": "\ud800"},
     ],
 )
 @every_provider

@@ -284,6 +284,9 @@ def test_another_kind_of_event_is_nothing_to_us(kind: str) -> None:
         # Not JSON, though Python reads and writes them.
         event("message.received", {**INBOUND, "cost": float("nan")}),
         event("message.received", {**INBOUND, "cost": float("-inf")}),
+        json.dumps(event("message.received", {**INBOUND, "cost": 7}))
+        .replace('"cost": 7', '"cost": 1e999')
+        .encode(),
         b'{"data": ' + b"9" * 5000 + b"}",
         b"MessageSid=SM1&Body=x",
         b"\xef\xbb\xbf{}",

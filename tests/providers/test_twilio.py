@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -552,6 +553,13 @@ def test_without_the_start_of_the_attempt_nothing_is_asked(
         # Credentials go along: nobody else may get them.
         (page(next_page_uri="@elsewhere.example.org/"), OutcomeUnknown, "unreadable_answer"),
         (page(next_page_uri=f"{NEXT}\n"), Unavailable, "no_connection"),
+        (
+            httpx.Response(
+                200, text=json.dumps({"messages": [], "next_page_uri": f"{NEXT}\ud800"})
+            ),
+            Unavailable,
+            "no_connection",
+        ),
     ],
 )
 def test_a_question_that_fails_is_no_answer(
