@@ -22,7 +22,7 @@ from chalicelib import receipts, text
 from chalicelib.archive import Archive
 from chalicelib.batches import Batch, Defer, GiveUp, LambdaContext, Record
 from chalicelib.config import Settings, load
-from chalicelib.consent import ConsentList, keyword
+from chalicelib.consent import ConsentList, event_in
 from chalicelib.ledger import DAY, Busy, Ledger
 from chalicelib.lookups import LookUps
 from chalicelib.messages import InboundMessage, MessageId, number_kind
@@ -120,7 +120,7 @@ class Processing:
     def _examine(self, envelope: Envelope) -> dict[str, Any]:
         message = envelope.inbound()
         body = text.normalise(message.text)
-        event = message.consent_hint or keyword(body)
+        event = message.consent_hint or event_in(body)
         if event == "stop":
             # Here too, and before the look-ups: a conversation that is held up on its way to an
             # answer must not hold up a STOP.

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from chalicelib import text
 from chalicelib.batches import Batch, Defer, GiveUp, LambdaContext
 from chalicelib.config import Settings, load
-from chalicelib.consent import ConsentList, keyword
+from chalicelib.consent import ConsentList, event_in
 from chalicelib.ledger import Busy, Ledger, PartEntry, Reply
 from chalicelib.loops import LoopGuard
 from chalicelib.messages import ConsentEvent, InboundMessage, MessageId, OutgoingMessage, Part
@@ -186,9 +186,9 @@ class Sender:
         return self._store(reply, answer, provider, automatic=True)
 
     def _consent_event(self, message: InboundMessage) -> ConsentEvent | None:
-        event = message.consent_hint or keyword(message.text)
-        if event is None and keyword(message.text, opted_out=True) is not None:
-            event = keyword(message.text, opted_out=self._consent.opted_out(message.sender))
+        event = message.consent_hint or event_in(message.text)
+        if event is None and event_in(message.text, opted_out=True) is not None:
+            event = event_in(message.text, opted_out=self._consent.opted_out(message.sender))
         return event
 
     def _apply(self, event: ConsentEvent, message: InboundMessage, reply: Reply) -> None:
