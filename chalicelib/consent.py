@@ -1,7 +1,8 @@
 """Whether people want our texts: which words say so, which of two events counts, and the list.
 
 The words are matched here and nowhere else. The list is brand-wide: one entry for a person's
-number, for all our numbers, without an end, with its evidence.
+number, for all our numbers, without an end, with its evidence. docs/COMPLIANCE.md says which rule
+each of this serves.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import unicodedata
 from collections.abc import Mapping
 
 from chalicelib.messages import ConsentEvent, Keys
+from chalicelib.observing import count, log
 from chalicelib.table import Conflict, Item, Key, Table
 
 TIE_SECONDS = 2.0
@@ -248,13 +250,23 @@ class ConsentList:
         item = self._table.get(self._key(number))
         return item is not None and item["event"] == "stop"
 
+    def opted_out_by(self, number: str, id_: str) -> bool:
+        """Whether this number wants no texts of ours, and has wanted none since this message.
+
+        Of all the messages that say STOP this holds for one alone, until the next START: that one
+        is confirmed, however often it and its likes come, to whichever of our numbers.
+        """
+        item = self._table.get(self._key(number))
+        return item is not None and item["event"] == "stop" and item.get("since_id") == id_
+
     def record(
         self, number: str, event: ConsentEvent, at: float, *, words: str, source: str, id_: str
     ) -> bool:
         """Writes an event down if it takes effect; says whether it did.
 
         `at`: when the person said it, unix seconds. `words`, `source` and `id_` are the evidence:
-        what they said, through whom, in which message.
+        what they said, through whom, in which message. The entry's `since_id` is the message that
+        brought about what now holds; another of the same kind moves on all but that.
         """
         entry = {"event": event, "at": at, "words": words[:160], "source": source, "id": id_}
         key = self._key(number)
@@ -262,10 +274,28 @@ class ConsentList:
         while takes_effect(
             event, at, there["event"] if there else None, there["at"] if there else None
         ):
-            there = self._replace(key, there, entry)
+            again = there is not None and there["event"] == event
+            if there is not None and again and there["id"] == id_:
+                # A message says a thing once: a duplicate that came hours later says it no later.
+                return True
+            since = there.get("since_id", "") if there is not None and again else id_
+            there = self._replace(key, there, {**entry, "since_id": since})
             if there is None:
                 return True
         return False
+
+    def record_refusal(self, number: str, at: float, *, provider: str, code: str, id_: str) -> None:
+        """Writes down that a provider refused a send because the number opted out, at the provider
+        or with the carrier, where we did not see it.
+
+        `at`: when the attempt began, unix seconds: it was so by then, and whatever the person said
+        later counts. `code` is the provider's, `id_` our message that was refused.
+        """
+        source = f"{provider}: {code}"
+        effective = self.record(number, "stop", at, words="", source=source, id_=id_)
+        count("ConsentEvents", reason="stop")
+        reason = "effective" if effective else ""
+        log("INFO", "consent_stop", id=id_, provider=provider, reason=reason, code=code)
 
     def _replace(self, key: Key, there: Item | None, entry: Item) -> Item | None:
         """Writes the entry over the one that was read; returns what has come between, or None."""

@@ -99,7 +99,7 @@ class Processing:
         """One message as a line for the archive; None where there is nothing to keep."""
         if envelope.kind == "receipt":
             try:
-                receipts.record(self._ledger, envelope.receipt())
+                receipts.record(self._ledger, self._consent, envelope.receipt())
             except Busy:
                 raise Defer("receipt_overtaken") from None
             return None
@@ -127,7 +127,7 @@ class Processing:
             self._consent.record(
                 message.sender,
                 "stop",
-                message.said_at(envelope.received_at),
+                message.said_at(self._first_received_at(envelope)),
                 words=body,
                 source=message.provider,
                 id_=envelope.id,
@@ -154,6 +154,14 @@ class Processing:
             "lookups": {} if reasons else self._lookups.ask(envelope.id, message, body),
             "raw": message.raw,
         }
+
+    def _first_received_at(self, envelope: Envelope) -> float:
+        """When our door first had this message, as far as is known: this may be a duplicate that
+        came hours after it, and a START after the message itself must win."""
+        id_ = MessageId.parse(envelope.id)
+        reply = self._ledger.find(id_) if id_ else None
+        times = [envelope.received_at] + ([reply.received_at] if reply else [])
+        return min(times)
 
     def _store_in_archive(self, lines: Mapping[Record, dict[str, Any]]) -> str:
         # The same message may be in a batch twice; it is one line.
