@@ -1,7 +1,8 @@
 """Whether people want our texts: which words say so, which of two events counts, and the list.
 
 The words are matched here and nowhere else. The list is brand-wide: one entry for a person's
-number, for all our numbers, without an end, with its evidence.
+number, for all our numbers, without an end, with its evidence. docs/COMPLIANCE.md says which rule
+each of this serves.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import unicodedata
 from collections.abc import Mapping
 
 from chalicelib.messages import ConsentEvent, Keys
+from chalicelib.observing import count, log
 from chalicelib.table import Conflict, Item, Key, Table
 
 TIE_SECONDS = 2.0
@@ -56,7 +58,131 @@ _WHEN_OPTED_OUT: Mapping[str, ConsentEvent] = {
     "go": "start",  # Plivo
 }
 
-_WORD = re.compile(r"[^\W_]+")
+# (To Unicode one of the apostrophes is a letter.)
+_WORD = re.compile(r"[^\W_\u02bc]+")
+
+# Revocations in a person's own words. The rule counts every reply that a reasonable person would
+# take for one (47 CFR 64.1200(a)(10), https://www.ecfr.gov/current/title-47/section-64.1200);
+# courts have had before them "I don't want these messages anymore" and "Please do not send any
+# further messages" (https://www.jdsupra.com/legalnews/new-tcpa-opt-out-rules-coming-as-fcc-7265748).
+#
+# What matches must be nothing but a revocation of all our texts, by whoever has this number. So no
+# phrase has room for a condition, a time, a subject, somebody else, or a report of what was said.
+# They are as `_words` leaves them: "don't" is "don t".
+_PLEASE = r"(?:please|plz|pls|kindly|just)"
+_THANKS = r"(?:(?:and )?(?:thanks|thank you|thx))"
+_ME = (
+    r"(?:me|us|(?:my|this) (?:(?:phone|cell) )?(?:number|phone|cell)"
+    r"|my name(?: and (?:phone )?number)?)"
+)
+_YOU = r"(?:you|u)"
+_DONT = r"(?:don ?t|do not|dnt)"
+_MORE = r"(?:any ?more|more|any further|further)"
+_TEXTS = r"(?:texts|txts|sms|(?:text )?(?:messages|mesages|messges|msgs))"
+# "Any more text" says the same as "any more texts"; "this text" is about one.
+_TEXT = rf"(?:text|txt|(?:text )?message|{_TEXTS})"
+_TEXTING = r"(?:texting|txting|texing|messaging|contacting|spamming|bothering|harassing)"
+_LIST = (
+    r"(?:(?:the|this|that|these|those|your|all|all your|any) )?"
+    rf"(?:(?:(?:mailing|calling|call|texting|text|sms|contact|messaging) )?lists?|{_TEXTS}"
+    r"|contacts|system|database)"
+)
+_DEMAND = (
+    rf"(?:stop|quit|cease) (?:(?:calling (?:{_ME} )?(?:and|or) )?{_TEXTING}(?: {_ME})?"
+    rf"|sending(?: {_ME})?(?: {_MORE} {_TEXT}"
+    rf"|(?: (?:these|those|your|any|all|all these))? {_TEXTS})"
+    rf"|(?:the|these|those|your|any|all|all these|all the|all your) {_TEXTS}"
+    rf"|(?:sending(?: {_ME})? )?(?:the|this|your|all this) spam)"
+    rf"|(?:remove|delete|take|get) {_ME} (?:from|off|off of|out of) {_LIST}"
+    r"|remove (?:me|my number)|(?:delete|lose) my number"
+    rf"|un ?subscribe {_ME}(?: from {_LIST})?|opt {_ME} out(?: of {_LIST})?|leave me alone"
+)
+# "Can you" before one of these is a question.
+_ORDER = (
+    rf"(?:stop|quit|cease|end|discontinue) {_TEXTS}|un ?subscribe from {_LIST}|opt out of {_LIST}"
+    r"|cease and desist|cease (?:and desist )?(?:all )?(?:communications?|contact)"
+)
+_WISH = (
+    rf"i (?:want|wish|need|(?:d|would) like) to (?:stop (?:getting|receiving)"
+    rf"(?: (?:these|those|your|any|all|all these))? {_TEXTS}(?: from {_YOU})?"
+    r"|(?:un ?subscribe|opt out|be (?:removed|taken off|unsubscribed))"
+    rf"(?: (?:(?:from|of) )?{_LIST})?)|i ?(?:m|am) opting out(?: of {_LIST})?"
+)
+_REFUSAL = (
+    rf"(?:{_DONT}|never) (?:ever )?(?:call (?:or|and) )?(?:text|txt|message|msg|contact|sms) {_ME}"
+    rf"|{_DONT} send {_ME} (?:{_MORE} {_TEXT}|(?:these|those|your|any) {_TEXTS})"
+    rf"|{_DONT} send {_MORE} {_TEXT}"
+    rf"|i (?:{_DONT}|no longer) (?:want|wish)(?: to (?:get|receive|have))?"
+    rf" (?:{_MORE} {_TEXT}|(?:these|those|your|any) {_TEXTS})(?: from {_YOU})?"
+    rf"|i (?:{_DONT}|no longer) (?:want|wish) to (?:get|receive) {_TEXTS}(?: from {_YOU})?"
+    rf"|i (?:{_DONT}|no longer) (?:want|wish) to be (?:texted|contacted|messaged)"
+    rf"|i (?:{_DONT}|no longer) want {_YOU} (?:to text|texting) {_ME}"
+    rf"|no (?:more|further) (?:{_TEXT}|texting|spam)(?: from {_YOU})?"
+)
+_ASKING = (
+    rf"(?:(?:can|could|would|will) {_YOU}|i (?:want|need) {_YOU} to|i (?:d|would) like {_YOU} to"
+    rf"|{_YOU} (?:need|have) to|{_YOU} must|i said|i (?:already )?(?:told|asked) {_YOU} to)"
+)
+_REASON = (
+    r"(?:(?:i ?m |i am )?(?:not|no longer) interested|who (?:is this|are you)"
+    r"|(?:you have (?:the )?|this is (?:the |a )?)?wrong number"
+    r"|i (?:never signed|didn ?t sign|did not sign) up(?: for (?:this|these|these texts))?)"
+)
+_BEFORE = rf"(?:(?:{_PLEASE}|hi|hello|hey|ok|okay) ){{0,3}}"
+_EVER = rf"{_PLEASE}|{_THANKS}|again|any ?more|any longer|ever"
+# "Now" makes a demand more urgent, and a refusal a temporary one: "don't text me now".
+_AFTER_REFUSAL = rf"(?: (?:{_EVER})){{0,3}}"
+_AFTER_DEMAND = (
+    rf"(?: (?:{_EVER}|right now|right away|now|immediately|asap|already|forever|for good)){{0,3}}"
+)
+# Beside English, the languages that texts in North America are most often written in.
+_SPANISH = (
+    r"(?:por favor )?(?:(?:ya )?no (?:quiero (?:recibir )?)?m[aá]s mensajes"
+    r"|ya no quiero (?:recibir )?(?:sus )?mensajes"
+    r"|dej(?:a|e|en) de (?:enviarme|mandarme|escribirme)(?: mensajes| textos)?"
+    r"|no me (?:env[ií]es?|env[ií]en|mandes?|manden) m[aá]s (?:mensajes|textos)"
+    r"|(?:qu[ií]ten?me|b[oó]rren?me|elim[ií]nen?me) de (?:la|su|esta) lista)(?: por favor)?"
+)
+_SVP = r"(?:svp|s il (?:te|vous) pla[iî]t)"
+_FRENCH = (
+    r"(?:(?:arr[eê]tez?|cessez?) de m (?:envoyer (?:des|vos) (?:messages|textos|sms)|[eé]crire)"
+    r"|ne m (?:envoie|envoyez) plus (?:de|aucun) (?:messages?|textos?|sms)"
+    r"|je ne veux plus (?:recevoir )?(?:de |vos |de vos )?(?:messages|textos|sms)"
+    rf"|d[eé](?:sabonnez|sinscrivez) moi(?: de (?:la|cette|votre) liste)?)(?: {_SVP})?"
+)
+_PHRASE = (
+    rf"(?:{_REASON} )?{_BEFORE}(?:(?:{_ASKING} (?:{_PLEASE} )?)?(?:{_DEMAND})"
+    rf"(?: and (?:{_PLEASE} )?(?:{_DEMAND}|{_REFUSAL}))?{_AFTER_DEMAND}"
+    rf"|(?:{_ORDER}|{_WISH}){_AFTER_DEMAND}|(?:{_REFUSAL}){_AFTER_REFUSAL})(?: {_REASON})?"
+    rf"|{_SPANISH}|{_FRENCH}"
+)
+# A keyword said politely, impatiently or as it is often misspelt.
+_DRESSED_KEYWORD = (
+    rf"{_BEFORE}(?:stop|stop ?all|un ?subscribe|opt ?out){_AFTER_DEMAND}|stop(?: stop)+"
+    rf"|(?:unsubcribe|unsuscribe|unsubscibe|unsubsribe|unsubscrib)(?: me)?(?: {_PLEASE})?"
+)
+# What may stand beside a revocation, since it neither limits it nor takes it back.
+_BESIDE = (
+    rf"{_PLEASE}|(?:no )?{_THANKS}|hi|hello|hey|ok|okay|sorry|{_REASON}"
+    rf"|por favor|gracias|merci|{_SVP}"
+)
+# Each kind of revocation, and what may stand beside it. A keyword beside "yes" or "no" may be the
+# answer to something else: "No, stop".
+_REVOCATIONS = (
+    (re.compile(_PHRASE), re.compile(rf"{_BESIDE}|{_DRESSED_KEYWORD}|yes|no")),
+    (re.compile(_DRESSED_KEYWORD), re.compile(_BESIDE)),
+)
+# Marks end a clause, since they change what words mean: "No, more messages please". Neither an
+# apostrophe nor a quotation mark nor a hyphen inside a word is one.
+_CLAUSE_END = re.compile(r"[.,;:!?()\[\]{}/|\n\r–—、。]+|\s-+\s")
+
+
+def event_in(text: str, opted_out: bool = False) -> ConsentEvent | None:
+    """What a text says about consent, by a keyword or in a person's own words, or None.
+
+    `opted_out`: whether the number is, in which case YES and the like ask for our texts again.
+    """
+    return keyword(text, opted_out) or ("stop" if revokes(text) else None)
 
 
 def keyword(text: str, opted_out: bool = False) -> ConsentEvent | None:
@@ -65,15 +191,28 @@ def keyword(text: str, opted_out: bool = False) -> ConsentEvent | None:
     The whole text must be the keyword: "stop by tomorrow" is somebody's plan. Neither case, full
     width, punctuation, emoji nor surplus white space counts. `opted_out`: whether the number is,
     in which case YES and the like ask for our texts again.
-
-    What else a reasonable person would understand as a revocation ("please stop texting me") the
-    rule counts too, and no list can: that is for a person to judge and record.
     """
     words = _words(text)
     event = _ALWAYS.get(words)
     if event is None and opted_out:
         return _WHEN_OPTED_OUT.get(words)
     return event
+
+
+def revokes(text: str) -> bool:
+    """Whether the text, in a person's own words, is a revocation and nothing else.
+
+    "Please take me off your list. Thanks!" is; "stop texting me so late", "I told them to stop
+    texting me" and "stop texting my wife" are not. What is missed here is for a person to judge and
+    record.
+    """
+    clauses = map(_words, _CLAUSE_END.split(unicodedata.normalize("NFKC", text)))
+    said = [clause for clause in clauses if clause]
+    for revocation, beside in _REVOCATIONS:
+        others = [clause for clause in said if not revocation.fullmatch(clause)]
+        if len(others) < len(said):
+            return all(beside.fullmatch(clause) for clause in others)
+    return False
 
 
 def takes_effect(
@@ -111,13 +250,23 @@ class ConsentList:
         item = self._table.get(self._key(number))
         return item is not None and item["event"] == "stop"
 
+    def opted_out_by(self, number: str, id_: str) -> bool:
+        """Whether this number wants no texts of ours, and has wanted none since this message.
+
+        Of all the messages that say STOP this holds for one alone, until the next START: that one
+        is confirmed, however often it and its likes come, to whichever of our numbers.
+        """
+        item = self._table.get(self._key(number))
+        return item is not None and item["event"] == "stop" and item.get("since_id") == id_
+
     def record(
         self, number: str, event: ConsentEvent, at: float, *, words: str, source: str, id_: str
     ) -> bool:
         """Writes an event down if it takes effect; says whether it did.
 
         `at`: when the person said it, unix seconds. `words`, `source` and `id_` are the evidence:
-        what they said, through whom, in which message.
+        what they said, through whom, in which message. The entry's `since_id` is the message that
+        brought about what now holds; another of the same kind moves on all but that.
         """
         entry = {"event": event, "at": at, "words": words[:160], "source": source, "id": id_}
         key = self._key(number)
@@ -125,10 +274,28 @@ class ConsentList:
         while takes_effect(
             event, at, there["event"] if there else None, there["at"] if there else None
         ):
-            there = self._replace(key, there, entry)
+            again = there is not None and there["event"] == event
+            if there is not None and again and there["id"] == id_:
+                # A message says a thing once: a duplicate that came hours later says it no later.
+                return True
+            since = there.get("since_id", "") if there is not None and again else id_
+            there = self._replace(key, there, {**entry, "since_id": since})
             if there is None:
                 return True
         return False
+
+    def record_refusal(self, number: str, at: float, *, provider: str, code: str, id_: str) -> None:
+        """Writes down that a provider refused a send because the number opted out, at the provider
+        or with the carrier, where we did not see it.
+
+        `at`: when the attempt began, unix seconds: it was so by then, and whatever the person said
+        later counts. `code` is the provider's, `id_` our message that was refused.
+        """
+        source = f"{provider}: {code}"
+        effective = self.record(number, "stop", at, words="", source=source, id_=id_)
+        count("ConsentEvents", reason="stop")
+        reason = "effective" if effective else ""
+        log("INFO", "consent_stop", id=id_, provider=provider, reason=reason, code=code)
 
     def _replace(self, key: Key, there: Item | None, entry: Item) -> Item | None:
         """Writes the entry over the one that was read; returns what has come between, or None."""

@@ -22,7 +22,7 @@ from chalicelib import receipts, text
 from chalicelib.archive import Archive
 from chalicelib.batches import Batch, Defer, GiveUp, LambdaContext, Record
 from chalicelib.config import Settings, load
-from chalicelib.consent import ConsentList, keyword
+from chalicelib.consent import ConsentList, event_in
 from chalicelib.ledger import DAY, Busy, Ledger
 from chalicelib.lookups import LookUps
 from chalicelib.messages import InboundMessage, MessageId, number_kind
@@ -99,7 +99,7 @@ class Processing:
         """One message as a line for the archive; None where there is nothing to keep."""
         if envelope.kind == "receipt":
             try:
-                receipts.record(self._ledger, envelope.receipt())
+                receipts.record(self._ledger, self._consent, envelope.receipt())
             except Busy:
                 raise Defer("receipt_overtaken") from None
             return None
@@ -120,14 +120,14 @@ class Processing:
     def _examine(self, envelope: Envelope) -> dict[str, Any]:
         message = envelope.inbound()
         body = text.normalise(message.text)
-        event = message.consent_hint or keyword(body)
+        event = message.consent_hint or event_in(body)
         if event == "stop":
             # Here too, and before the look-ups: a conversation that is held up on its way to an
             # answer must not hold up a STOP.
             self._consent.record(
                 message.sender,
                 "stop",
-                message.said_at(envelope.received_at),
+                message.said_at(self._first_received_at(envelope)),
                 words=body,
                 source=message.provider,
                 id_=envelope.id,
@@ -154,6 +154,14 @@ class Processing:
             "lookups": {} if reasons else self._lookups.ask(envelope.id, message, body),
             "raw": message.raw,
         }
+
+    def _first_received_at(self, envelope: Envelope) -> float:
+        """When our door first had this message, as far as is known: this may be a duplicate that
+        came hours after it, and a START after the message itself must win."""
+        id_ = MessageId.parse(envelope.id)
+        reply = self._ledger.find(id_) if id_ else None
+        times = [envelope.received_at] + ([reply.received_at] if reply else [])
+        return min(times)
 
     def _store_in_archive(self, lines: Mapping[Record, dict[str, Any]]) -> str:
         # The same message may be in a batch twice; it is one line.

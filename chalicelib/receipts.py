@@ -1,15 +1,26 @@
-"""Receipts: what providers say became of what we sent, written to the ledger."""
+"""Receipts: what providers say became of what we sent, written to the ledger; and to the list of
+consent, where they say that the person opted out."""
 
 from __future__ import annotations
 
+from chalicelib.consent import ConsentList
 from chalicelib.ledger import Ledger
-from chalicelib.messages import DeliveryReceipt
+from chalicelib.messages import DeliveryReceipt, parse_reference
 from chalicelib.observing import count, log
+from chalicelib.providers import provider_named
 
 
-def record(ledger: Ledger, receipt: DeliveryReceipt) -> None:
+def record(ledger: Ledger, consent: ConsentList, receipt: DeliveryReceipt) -> None:
     """Writes one receipt down. One for a message that nobody knows is logged, counted and done
-    with: asking for it again would not make it known."""
+    with: asking for it again would not make it known.
+
+    An opt-out is recorded first and whatever the ledger has already: a receipt that comes again,
+    after a death in between, is `stale` there.
+    """
+    if receipt.error:
+        reason = provider_named(receipt.provider).reason_of(receipt.error)
+        if reason == "opted_out":
+            _record_opt_out(ledger, consent, receipt)
     result = ledger.receive(receipt)
     count("Receipts", provider=receipt.provider, reason=receipt.status)
     if result == "stranger":
@@ -29,3 +40,21 @@ def record(ledger: Ledger, receipt: DeliveryReceipt) -> None:
             reason=receipt.status,
             code=receipt.error,
         )
+
+
+def _record_opt_out(ledger: Ledger, consent: ConsentList, receipt: DeliveryReceipt) -> None:
+    """A receipt names no number: the ledger's item has it, and when the attempt began."""
+    named = parse_reference(receipt.reference)
+    reply = ledger.find(named[0]) if named else None
+    if reply is None:
+        return
+    for part in reply.parts or ():
+        # One that was never claimed was never refused: whoever says so is mistaken.
+        if reply.id.part(part.number) == receipt.reference and part.started_at is not None:
+            consent.record_refusal(
+                reply.theirs,
+                part.started_at,
+                provider=receipt.provider,
+                code=receipt.error,
+                id_=str(reply.id),
+            )

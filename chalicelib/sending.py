@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from chalicelib import text
 from chalicelib.batches import Batch, Defer, GiveUp, LambdaContext
 from chalicelib.config import Settings, load
-from chalicelib.consent import ConsentList, keyword
+from chalicelib.consent import ConsentList, event_in
 from chalicelib.ledger import Busy, Ledger, PartEntry, Reply
 from chalicelib.loops import LoopGuard
 from chalicelib.messages import ConsentEvent, InboundMessage, MessageId, OutgoingMessage, Part
@@ -186,9 +186,9 @@ class Sender:
         return self._store(reply, answer, provider, automatic=True)
 
     def _consent_event(self, message: InboundMessage) -> ConsentEvent | None:
-        event = message.consent_hint or keyword(message.text)
-        if event is None and keyword(message.text, opted_out=True) is not None:
-            event = keyword(message.text, opted_out=self._consent.opted_out(message.sender))
+        event = message.consent_hint or event_in(message.text)
+        if event is None and event_in(message.text, opted_out=True) is not None:
+            event = event_in(message.text, opted_out=self._consent.opted_out(message.sender))
         return event
 
     def _apply(self, event: ConsentEvent, message: InboundMessage, reply: Reply) -> None:
@@ -246,8 +246,9 @@ class Sender:
         secrets = self._vault.secrets(provider.name)
         end = lease_until - LEASE_MARGIN
         permit = self._breaker.permit(provider.name, until=end)
-        if not reply.confirmation and self._consent.opted_out(reply.theirs):
-            self._close(reply, "refused: opted_out")
+        refusal = self._refusal(reply)
+        if refusal:
+            self._close(reply, refusal)
             return False
         # A claim that the end of the invocation cuts off would be an unknown send.
         if end - self._runtime.now() < 2 * WRITING + CALLING:
@@ -260,6 +261,14 @@ class Sender:
             raise Defer("no_time_left", after=0)
         with permit:
             return self._hand_over(reply, claimed, provider, secrets, permit)
+
+    def _refusal(self, reply: Reply) -> str:
+        """Why the person must not get this reply now; "" if they may. Read before each claim."""
+        if reply.confirmation:
+            # To whom it is said already, or who has said START since, it is not said again.
+            wanted = self._consent.opted_out_by(reply.theirs, str(reply.id))
+            return "" if wanted else "no_reply: stop"
+        return "refused: opted_out" if self._consent.opted_out(reply.theirs) else ""
 
     def _hand_over(
         self,
@@ -294,6 +303,8 @@ class Sender:
             after = error.retry_after if isinstance(error, Throttled) else None
             raise Defer(f"provider: {error.reason}", after) from error
         except Rejected as error:
+            if error.reason == "opted_out":
+                self._record_opt_out(reply, part, error.code)
             self._ledger.failed(reply, part, reason=error.reason, code=error.code)
             count("SendsRejected", provider=provider.name, reason=error.reason)
             log("WARNING", "rejected", id=reference, reason=error.reason, code=error.code)
@@ -308,6 +319,17 @@ class Sender:
         count("Sent", provider=provider.name)
         log("INFO", "sent", id=reference, provider=provider.name)
         return True
+
+    def _record_opt_out(self, reply: Reply, part: PartEntry, code: str) -> None:
+        """Before the ledger's word: after a death in between, the next attempt meets the opt-out;
+        the other way round nobody would come back to record it."""
+        self._consent.record_refusal(
+            reply.theirs,
+            part.started_at or self._runtime.now(),
+            provider=reply.provider,
+            code=code,
+            id_=str(reply.id),
+        )
 
     def _record_sent(self, reply: Reply, part: PartEntry, sent: Sent) -> None:
         """Only this write says that it is sent, so it is tried for as long as the claim lives.

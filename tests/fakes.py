@@ -306,10 +306,12 @@ def aws_error(code: str, operation: str = "UpdateItem") -> ClientError:
 # --- messages, and what may be said of them ----------------------------------------------------
 
 
-def inbound(text: str = TEXT, *, id_: str = "SM1", theirs: str = THEIRS, **fields: Any) -> Envelope:
+def inbound(
+    text: str = TEXT, *, id_: str = "SM1", theirs: str = THEIRS, ours: str = OURS, **fields: Any
+) -> Envelope:
     """A text of theirs to us, as the receiver puts it on the outbound queue."""
     values: dict[str, Any] = {"provider": "twilio", "account": "AC1", "received_at": NOW, **fields}
-    message = InboundMessage(id=id_, sender=theirs, recipient=OURS, text=text, **values)
+    message = InboundMessage(id=id_, sender=theirs, recipient=ours, text=text, **values)
     return _envelope("inbound", message, message.received_at, ("twilio", "AC1", id_))
 
 

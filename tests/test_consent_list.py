@@ -89,6 +89,7 @@ def test_evidence_is_kept_without_the_number_and_without_an_end(runtime: FakeRun
         "words": ("Stop " + "heron " * 100)[:160],
         "source": "twilio",
         "id": "stop at 0.5",
+        "since_id": "stop at 0.5",
     }
 
 
@@ -168,3 +169,122 @@ def test_a_table_that_is_down_is_no_consent(runtime: FakeRuntime, operation: str
     if operation == "get_item":
         with pytest.raises(Exception, match="InternalServerError"):
             consent(runtime).opted_out(THEIRS)
+
+
+# --- which message is confirmed ------------------------------------------------------------------
+
+Said = tuple[ConsentEvent, float, str]
+
+
+def hear(runtime: FakeRuntime, *said: Said) -> None:
+    for event, after, id_ in said:
+        consent(runtime).record(
+            THEIRS, event, NOW + after, words="Stop, heron", source="twilio", id_=id_
+        )
+
+
+@pytest.mark.parametrize(
+    ("said", "confirmed"),
+    [
+        pytest.param([], "", id="nothing"),
+        pytest.param([("stop", 0, "A")], "A", id="stop"),
+        pytest.param([("stop", 0, "A"), ("stop", 0, "A")], "A", id="the same stop, twice"),
+        pytest.param([("stop", 0, "A"), ("stop", 9, "B")], "A", id="stop again"),
+        pytest.param([("stop", 0, "A"), ("stop", 0, "B")], "A", id="two at once"),
+        pytest.param(
+            [("stop", 0, "A"), ("stop", 9, "B"), ("stop", 5, "C")], "A", id="and one between"
+        ),
+        pytest.param([("stop", 9, "B"), ("stop", 0, "A")], "B", id="stop again, recorded first"),
+        pytest.param(
+            [("stop", 0, "A"), ("stop", 9, "B"), ("stop", 0, "A")], "A", id="the first comes again"
+        ),
+        pytest.param([("start", 9, "S"), ("stop", 0, "A")], "", id="a stop without effect"),
+        pytest.param([("stop", 0, "A"), ("start", 9, "S")], "", id="start"),
+        pytest.param(
+            [("stop", 0, "A"), ("start", 9, "S"), ("stop", 20, "B")], "B", id="stop, start, stop"
+        ),
+        pytest.param(
+            [("stop", 0, "A"), ("start", 9, "S"), ("stop", 20, "B"), ("stop", 0, "A")],
+            "B",
+            id="stop, start, stop, and the first again",
+        ),
+        pytest.param(
+            [("stop", 0, "A"), ("stop", 20, "B"), ("start", 9, "S")],
+            "A",
+            id="stop, start, stop, the start late",
+        ),
+        pytest.param([("stop", 0, "A"), ("start", 2, "S")], "A", id="a start that ties"),
+        pytest.param([("start", 2, "S"), ("stop", 0, "A")], "A", id="a stop that ties"),
+    ],
+)
+def test_one_message_is_the_one_that_opted_out(
+    runtime: FakeRuntime, said: list[Said], confirmed: str
+) -> None:
+    hear(runtime, *said)
+    by = [id_ for id_ in ("A", "B", "C", "S") if consent(runtime).opted_out_by(THEIRS, id_)]
+    assert by == ([confirmed] if confirmed else [])
+
+
+def test_who_says_stop_at_once_to_two_numbers_of_ours_opted_out_by_one(
+    runtime: FakeRuntime,
+) -> None:
+    # GIVEN a second STOP that is recorded between our read and our write
+    tapped(runtime).next["put_item"] = iter([lambda: hear(runtime, ("stop", 1, "B"))])
+    hear(runtime, ("stop", 2, "A"))
+    assert entry(runtime)["at"] == NOW + 2
+    assert consent(runtime).opted_out_by(THEIRS, "B")
+    assert not consent(runtime).opted_out_by(THEIRS, "A")
+
+
+def test_a_duplicate_of_a_stop_says_it_no_later(runtime: FakeRuntime) -> None:
+    # GIVEN a STOP, a START after it, and a duplicate webhook of the STOP that came hours later
+    hear(runtime, ("stop", 0, "A"), ("stop", 7200, "A"))
+    assert entry(runtime)["at"] == NOW
+    hear(runtime, ("start", 60, "S"))
+    assert not consent(runtime).opted_out(THEIRS)
+
+
+def test_an_entry_by_hand_is_an_opt_out_that_no_message_brought_about(
+    runtime: FakeRuntime,
+) -> None:
+    key = (f"P#default#{Keys(HASH_KEY).number(THEIRS)}", "CONSENT")
+    by_hand = {"event": "stop", "at": NOW, "id": ""}
+    Table(runtime, "test").insert({"pk": key[0], "sk": key[1], **by_hand})
+    hear(runtime, ("stop", 9, "A"))
+    assert consent(runtime).opted_out(THEIRS)
+    assert not consent(runtime).opted_out_by(THEIRS, "A")
+
+
+# --- refusals of a provider ----------------------------------------------------------------------
+
+
+def refuse(runtime: FakeRuntime, after: float = 0, id_: str = "R") -> None:
+    consent(runtime).record_refusal(THEIRS, NOW + after, provider="twilio", code="21610", id_=id_)
+
+
+def test_a_refusal_is_an_opt_out_with_its_evidence(runtime: FakeRuntime) -> None:
+    refuse(runtime)
+    found = entry(runtime)
+    assert {name: found[name] for name in ("event", "at", "words", "source", "id")} == {
+        "event": "stop",
+        "at": NOW,
+        "words": "",
+        "source": "twilio: 21610",
+        "id": "R",
+    }
+
+
+def test_a_stop_after_a_refusal_is_not_the_one_that_opted_out(runtime: FakeRuntime) -> None:
+    refuse(runtime)
+    hear(runtime, ("stop", 9, "A"))
+    assert not consent(runtime).opted_out_by(THEIRS, "A")
+
+
+def test_a_confirmation_that_is_refused_leaves_the_words_of_the_stop(
+    runtime: FakeRuntime,
+) -> None:
+    # GIVEN a network that blocks all texts to whoever says STOP, our confirmation included
+    hear(runtime, ("stop", 0, "A"))
+    refuse(runtime, 3, "A")
+    found = entry(runtime)
+    assert (found["words"], found["source"]) == ("Stop, heron", "twilio")

@@ -8,12 +8,13 @@ from typing import Any
 
 import boto3
 import httpx
+import pytest
 
 from chalicelib.processing import Processing
 from chalicelib.receiving import Receiver
 from chalicelib.sending import Sender
 from tests.fakes import OURS, THEIRS, Context, FakeRuntime, delivered, settings
-from tests.signing import twilio_event
+from tests.signing import api_event, twilio_event
 
 
 def test_a_text_is_acknowledged_stored_archived_and_answered(stores: None) -> None:
@@ -61,6 +62,99 @@ def test_a_text_is_acknowledged_stored_archived_and_answered(stores: None) -> No
     processing.handle(delivered(runtime, "processing"), Context())
     answer = receiver.get_message(reference.rpartition("-")[0])
     assert json.loads(answer.body)["state"] == "delivered"
+
+
+class Whole:
+    """The three functions on empty stores, with a provider that takes everything but what goes to a
+    number in `blocked`."""
+
+    def __init__(self, **variables: str) -> None:
+        self.blocked: set[str] = set()
+        self.runtime = FakeRuntime(self._provider)
+        self.receiver = Receiver(self.runtime, settings("receiver"))
+        self.processing = Processing(self.runtime, settings("processing", **variables))
+        self.sender = Sender(self.runtime, settings("sender", **variables))
+
+    def _provider(self, request: httpx.Request) -> httpx.Response:
+        form = dict(httpx.QueryParams(request.content.decode()))
+        if form["To"] in self.blocked:
+            return httpx.Response(400, json={"code": 21610, "status": 400})
+        return httpx.Response(201, json={"sid": "SM" + "1" * 32, "status": "queued"})
+
+    def text(self, body: str, sid: str) -> None:
+        """A person's text comes in, and everybody does what there is to do."""
+        event = twilio_event({"Body": body, "MessageSid": sid})
+        assert self.receiver.webhook("twilio", event, signed_door=True).status == 200
+        self.work()
+
+    def post(self, text: str, key: str) -> str:
+        """A client of ours asks for a text to the person; the id that it gets."""
+        body = json.dumps({"to": THEIRS, "text": text})
+        response = self.receiver.post_message(
+            api_event("POST", "/messages", body, {"Idempotency-Key": key}, principal="api")
+        )
+        assert response.status == 202
+        id_: str = json.loads(response.body)["id"]
+        return id_
+
+    def work(self) -> None:
+        for queue, function in (("processing", self.processing), ("outbound.fifo", self.sender)):
+            report = function.handle(delivered(self.runtime, queue), Context())
+            assert report == {"batchItemFailures": []}
+
+    def state(self, id_: str) -> str:
+        """What GET /messages/{id} says."""
+        state: str = json.loads(self.receiver.get_message(id_).body)["state"]
+        return state
+
+    @property
+    def said(self) -> list[str]:
+        forms = [dict(httpx.QueryParams(one.content.decode())) for one in self.runtime.requests]
+        return [form["Body"] for form in forms]
+
+
+@pytest.mark.parametrize("words", ["STOP", "Please stop texting me"])
+def test_an_outgoing_text_to_an_opted_out_number_is_refused_and_says_so(
+    stores: None, words: str
+) -> None:
+    # GIVEN a person who opted out, with a text of ours still in the queue
+    whole = Whole()
+    queued = whole.post("Our herons are on sale", "k1")
+    whole.text(words, "SM1")
+    later = whole.post("Our herons are on sale again", "k2")
+    whole.work()
+    # (The first was in the queue before the STOP was, but processing was quicker.)
+    assert [whole.state(id_) for id_ in (queued, later)] == ["refused: opted_out"] * 2
+    assert whole.said == []
+
+    # WHEN they say START
+    whole.runtime.clock += 60
+    whole.text("START", "SM2")
+    # THEN they get what is sent from then on, and nothing of before
+    last = whole.post("Welcome back, heron", "k3")
+    whole.work()
+    assert [whole.state(id_) for id_ in (queued, later, last)] == [
+        "refused: opted_out",
+        "refused: opted_out",
+        "sent",
+    ]
+    assert whole.said == ["Welcome back, heron"]
+
+
+def test_a_number_that_is_opted_out_at_the_provider_alone_is_asked_for_once(stores: None) -> None:
+    # GIVEN a person who opted out where we did not see it
+    whole = Whole()
+    whole.blocked = {THEIRS}
+    first = whole.post("A heron for you", "k1")
+    whole.work()
+    # THEN the first text is refused by the provider, and the next by us
+    second = whole.post("A heron for you", "k2")
+    whole.work()
+    assert [whole.state(id_) for id_ in (first, second)] == [
+        "failed: opted_out",
+        "refused: opted_out",
+    ]
+    assert len(whole.said) == 1
 
 
 def scan() -> list[dict[str, Any]]:

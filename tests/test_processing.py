@@ -638,6 +638,7 @@ def test_without_reporting_what_is_done_is_deleted_and_the_rest_raised_for(world
         ("STOP", None, "STOP"),
         ("s\x00top.", None, "stop."),
         ("no more, please", "stop", "no more, please"),
+        ("Please take me off your list.", None, "Please take me off your list."),
         ("START", None, None),
         ("HELP", None, None),
         ("stop by tomorrow", None, None),
@@ -684,6 +685,39 @@ def test_a_stop_without_a_time_of_the_providers_counts_from_its_receipt(world: W
     assert entry["at"] == NOW
 
 
+def test_a_stop_counts_from_its_first_receipt_not_from_a_duplicates(world: World) -> None:
+    # GIVEN a STOP that the sender has begun to answer, and a START said two minutes after it
+    opened(world, inbound("STOP"))
+    key = (f"P#default#{KEYS.number(THEIRS)}", "CONSENT")
+    world.table.insert({"pk": key[0], "sk": key[1], "event": "start", "at": NOW + 120})
+
+    # WHEN the first that processing gets is a duplicate, which came to our door hours later
+    assert world.handle(inbound("STOP", received_at=NOW + 7200)) == []
+
+    # THEN the START counts
+    entry = world.consent()
+    assert entry is not None
+    assert entry["event"] == "start"
+
+
+def test_a_duplicate_of_a_stop_that_nobody_answered_yet_says_it_no_later(world: World) -> None:
+    # GIVEN a STOP that is recorded and, for want of a look-up, not stored; the sender is held up
+    world.answer = lambda name, id_: httpx.Response(500)
+    assert world.handle(inbound("STOP")) == [0]
+    # WHEN a duplicate comes hours later
+    assert world.handle(inbound("STOP", received_at=NOW + 7200)) == [0]
+    # THEN the record is that of the first
+    entry = world.consent()
+    assert entry is not None
+    assert entry["at"] == NOW
+
+
+@pytest.mark.parametrize("text", ["hello", "START", "HELP", "stop by tomorrow"])
+def test_only_a_stop_is_looked_for_in_the_ledger(text: str, world: World) -> None:
+    assert world.handle(inbound(text)) == []
+    assert [name for name, _ in tapped(world.runtime).calls if name == "get_item"] == []
+
+
 def test_a_stop_that_cannot_be_recorded_is_tried_again(world: World) -> None:
     one, two = inbound("STOP", id_="SM1"), inbound(id_="SM2", theirs=SECOND)
     tapped(world.runtime).next["put_item"] = iter([down()])
@@ -703,6 +737,21 @@ def test_a_stop_that_came_late_does_not_override_a_later_start(world: World) -> 
     entry = world.consent()
     assert entry is not None
     assert entry["event"] == "start"
+
+
+def opened(world: World, envelope: Envelope) -> None:
+    """The sender has begun to answer this message."""
+    id_ = MessageId.parse(envelope.id)
+    assert id_ is not None
+    Ledger(Table(world.runtime, "test"), world.runtime, keep_days=400).open(
+        id_,
+        kind="inbound",
+        provider="twilio",
+        ours=OURS,
+        theirs=THEIRS,
+        callback_url="",
+        received_at=envelope.received_at,
+    )
 
 
 # --- receipts ------------------------------------------------------------------------------------
@@ -749,6 +798,23 @@ def test_receipts_move_the_ledger_forwards_and_never_back(world: World) -> None:
     assert state(ledger) == "delivered"
     assert world.objects() == []
     assert world.asked == []
+
+
+def test_a_receipt_that_says_opted_out_feeds_the_list(world: World) -> None:
+    ledger = answered(world.runtime)
+    for _ in range(2):
+        assert world.handle(receipt_for(REPLY.part(1), "failed", "21610")) == []
+    assert state(ledger) == "failed"
+    entry = world.consent()
+    assert entry is not None
+    assert (entry["event"], entry["source"], entry["id"]) == ("stop", "twilio: 21610", str(REPLY))
+
+
+def test_an_opt_out_is_recorded_even_while_its_receipt_has_to_wait(world: World) -> None:
+    answered(world.runtime)
+    tapped(world.runtime).next["update_item"] = iter([down()])
+    assert world.handle(receipt_for(REPLY.part(1), "failed", "21610")) == [0]
+    assert world.consent() is not None
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,29 @@
-"""What the log and the metrics say of a receipt; what the ledger does with it is in test_ledger."""
+"""What the log and the metrics say of a receipt, and which of them are opt-outs; what the ledger
+does with one is in test_ledger."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from botocore.exceptions import ReadTimeoutError
 
 from chalicelib import receipts
+from chalicelib.consent import ConsentList
 from chalicelib.ledger import Busy, Ledger
-from chalicelib.messages import DeliveryReceipt, MessageId, Status
+from chalicelib.messages import DeliveryReceipt, Keys, MessageId, Status
 from chalicelib.table import Conflict, Table
 from tests.fakes import (
+    HASH_KEY,
     NOW,
     OURS,
     THEIRS,
     FakeRuntime,
+    Lost,
     aws_error,
     events,
     logged,
+    no_answer,
     tapped,
 )
 
@@ -40,6 +48,11 @@ def ledger(runtime: FakeRuntime) -> Ledger:
     part = ledger.claim(reply, part, owner="me", lease_until=NOW + 65)
     ledger.sent(reply, part, "SM1")
     return ledger
+
+
+@pytest.fixture
+def consent(runtime: FakeRuntime) -> ConsentList:
+    return ConsentList(Table(runtime, "test"), Keys(HASH_KEY), "default")
 
 
 def receipt(
@@ -84,6 +97,7 @@ def receipt(
 )
 def test_a_receipt_is_counted_and_logged(
     ledger: Ledger,
+    consent: ConsentList,
     capsys: pytest.CaptureFixture[str],
     before: list[DeliveryReceipt],
     given: DeliveryReceipt,
@@ -91,10 +105,10 @@ def test_a_receipt_is_counted_and_logged(
     line: dict[str, str],
 ) -> None:
     for one in before:
-        receipts.record(ledger, one)
+        receipts.record(ledger, consent, one)
     logged(capsys)
 
-    receipts.record(ledger, given)
+    receipts.record(ledger, consent, given)
 
     lines = logged(capsys)
     assert events(lines) == [event]
@@ -109,19 +123,24 @@ def test_a_receipt_is_counted_and_logged(
 
 
 def test_a_receipt_that_could_not_be_written_is_not_counted(
-    runtime: FakeRuntime, ledger: Ledger, capsys: pytest.CaptureFixture[str]
+    runtime: FakeRuntime,
+    ledger: Ledger,
+    consent: ConsentList,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     # GIVEN a table that is down for one write, THEN the receipt is still to come
     tapped(runtime).next["update_item"] = iter([aws_error("InternalServerError")])
     with pytest.raises(Exception, match="InternalServerError"):
-        receipts.record(ledger, receipt("delivered"))
+        receipts.record(ledger, consent, receipt("delivered"))
     assert logged(capsys) == []
 
-    receipts.record(ledger, receipt("delivered"))
+    receipts.record(ledger, consent, receipt("delivered"))
     assert events(logged(capsys)) == ["receipt_recorded"]
 
 
-def test_an_overtaken_receipt_is_for_the_caller(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_overtaken_receipt_is_for_the_caller(
+    consent: ConsentList, capsys: pytest.CaptureFixture[str]
+) -> None:
     class Restless:
         states = iter(["sending", "waiting", "unknown", "sending"])
 
@@ -130,5 +149,144 @@ def test_an_overtaken_receipt_is_for_the_caller(capsys: pytest.CaptureFixture[st
 
     ledger = Ledger(Restless(), FakeRuntime(), keep_days=400)  # type: ignore[arg-type]
     with pytest.raises(Busy):
-        receipts.record(ledger, receipt("delivered"))
+        receipts.record(ledger, consent, receipt("delivered"))
     assert logged(capsys) == []
+
+
+# --- opt-outs ------------------------------------------------------------------------------------
+
+OPTED_OUT = receipt("failed", error="21610")
+
+
+def entry(runtime: FakeRuntime) -> dict[str, Any] | None:
+    return Table(runtime, "test").get((f"P#default#{Keys(HASH_KEY).number(THEIRS)}", "CONSENT"))
+
+
+@pytest.mark.parametrize(
+    ("provider", "code"), [("twilio", "21610"), ("telnyx", "40300")], ids=["twilio", "telnyx"]
+)
+@pytest.mark.parametrize("status", ["failed", "undelivered"])
+def test_a_receipt_that_says_opted_out_is_an_opt_out(
+    runtime: FakeRuntime,
+    ledger: Ledger,
+    consent: ConsentList,
+    capsys: pytest.CaptureFixture[str],
+    provider: str,
+    code: str,
+    status: Status,
+) -> None:
+    runtime.clock += 3600
+    receipts.record(ledger, consent, receipt(status, error=code, provider=provider))
+
+    # THEN it is in the list, by the time of the attempt, with its evidence
+    assert consent.opted_out(THEIRS)
+    found = entry(runtime)
+    assert found is not None
+    evidence = {name: found[name] for name in ("event", "at", "words", "source", "id")}
+    assert evidence == {
+        "event": "stop",
+        "at": NOW,
+        "words": "",
+        "source": f"{provider}: {code}",
+        "id": str(ID),
+    }
+    lines = logged(capsys)
+    assert events(lines) == ["consent_stop", "receipt_recorded"]
+    assert sum(line.get("ConsentEvents", 0) for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        receipt("failed", error="30003"),
+        receipt("undelivered", error="40300"),  # Telnyx's code, from Twilio
+        receipt("delivered"),
+        receipt("failed", error="21610", reference=""),
+        receipt("failed", error="21610", reference=f"heron {THEIRS}"),
+        receipt("failed", error="21610", reference=ID.part(2)),
+        receipt("failed", error="21610", reference=MessageId("c" * 24, "0" * 24).part(1)),
+    ],
+    ids=["unreachable", "strange", "none", "unnamed", "odd", "no such part", "no such reply"],
+)
+def test_any_other_receipt_is_no_opt_out(
+    runtime: FakeRuntime, ledger: Ledger, consent: ConsentList, given: DeliveryReceipt
+) -> None:
+    receipts.record(ledger, consent, given)
+    assert entry(runtime) is None
+
+
+def test_a_receipt_for_a_part_that_was_never_handed_over_is_no_opt_out(
+    runtime: FakeRuntime, ledger: Ledger, consent: ConsentList
+) -> None:
+    other = MessageId("c" * 24, "e" * 24)
+    reply = ledger.open(
+        other,
+        kind="inbound",
+        provider="twilio",
+        ours=OURS,
+        theirs=THEIRS,
+        callback_url="",
+        received_at=NOW,
+    )
+    ledger.store_words(reply, [("A heron", ())])
+    receipts.record(ledger, consent, receipt("failed", error="21610", reference=other.part(1)))
+    assert entry(runtime) is None
+
+
+@pytest.mark.parametrize(
+    ("said_at", "opted_out"),
+    [(NOW - 60, True), (NOW + 1, True), (NOW + 60, False)],
+    ids=["before", "a tie", "after"],
+)
+@pytest.mark.parametrize("first", ["start", "receipt"])
+def test_a_start_that_was_said_after_the_attempt_wins(
+    ledger: Ledger, consent: ConsentList, said_at: float, opted_out: bool, first: str
+) -> None:
+    def start() -> None:
+        consent.record(THEIRS, "start", said_at, words="START", source="twilio", id_="s")
+
+    def refused() -> None:
+        receipts.record(ledger, consent, OPTED_OUT)
+
+    for step in (start, refused) if first == "start" else (refused, start):
+        step()
+    assert consent.opted_out(THEIRS) is opted_out
+
+
+@pytest.mark.parametrize(
+    ("operation", "nth"),
+    [("get_item", 0), ("get_item", 1), ("put_item", 0), ("update_item", 0)],
+    ids=["ledger read", "consent read", "consent written", "ledger written"],
+)
+@pytest.mark.parametrize("lost", [False, True], ids=["no effect", "answer lost"])
+def test_an_opt_out_is_recorded_whenever_the_process_dies(
+    runtime: FakeRuntime,
+    ledger: Ledger,
+    consent: ConsentList,
+    operation: str,
+    nth: int,
+    lost: bool,
+) -> None:
+    # GIVEN a receipt at one call of which the process ends, with or without its effect
+    turn = Lost(no_answer()) if lost else no_answer()
+    tapped(runtime).next[operation] = iter([*([None] * nth), turn])
+    with pytest.raises(ReadTimeoutError):
+        receipts.record(ledger, consent, OPTED_OUT)
+
+    # WHEN it comes again
+    receipts.record(ledger, consent, OPTED_OUT)
+
+    # THEN both have it, once
+    assert consent.opted_out_by(THEIRS, str(ID))
+    reply = ledger.find(ID)
+    assert reply is not None
+    assert reply.state == "failed"
+
+
+def test_an_opt_out_is_recorded_even_where_the_ledger_had_the_receipt(
+    ledger: Ledger, consent: ConsentList, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger.receive(OPTED_OUT)
+    receipts.record(ledger, consent, OPTED_OUT)
+    assert consent.opted_out(THEIRS)
+    assert events(logged(capsys)) == ["consent_stop", "receipt_stale"]

@@ -144,6 +144,18 @@ class World:
         """Somebody says so through another door."""
         self.consent.record(number, event, at, words="heron", source="test", id_="")
 
+    def record(self, stop: Envelope) -> None:
+        """Processing records this STOP."""
+        message = stop.inbound()
+        self.consent.record(
+            message.sender,
+            "stop",
+            stop.received_at,
+            words=message.text,
+            source="twilio",
+            id_=stop.id,
+        )
+
     @property
     def said(self) -> list[str]:
         """The texts that the provider was asked to send."""
@@ -1144,11 +1156,28 @@ def test_nothing_is_sent_that_the_ledger_may_have_forgotten(
     [
         pytest.param(Carrier, "STOP", None, [STOPPED], "sent", True, id="stop"),
         pytest.param(Carrier, "Stop.", "start", [STOPPED], "sent", True, id="stop after start"),
-        pytest.param(Carrier, "STOP", "stop", [STOPPED], "sent", True, id="stop again"),
+        pytest.param(Carrier, "STOP", "stop", [], "no_reply: stop", True, id="stop again"),
+        pytest.param(
+            Carrier, "Please stop texting me!", None, [STOPPED], "sent", True, id="in other words"
+        ),
+        pytest.param(
+            StopAnswering,
+            "Please stop texting me!",
+            None,
+            [],
+            "no_reply: stop",
+            True,
+            id="in words that the provider does not answer",
+        ),
+        pytest.param(
+            Carrier, "stop by tomorrow", None, ["Hi, heron"], "sent", False, id="somebody's plan"
+        ),
         pytest.param(Carrier, "START", "stop", ["Hi, heron"], "sent", False, id="start"),
         pytest.param(Carrier, "YES", "stop", ["Hi, heron"], "sent", False, id="yes, opted out"),
         pytest.param(Carrier, "YES", None, ["Hi, heron"], "sent", False, id="yes"),
         pytest.param(Carrier, "HELP", None, ["Ask a heron"], "sent", False, id="help"),
+        pytest.param(Carrier, "HELP", "start", ["Ask a heron"], "sent", False, id="help, started"),
+        pytest.param(Carrier, "HELP", "stop", [], "refused: opted_out", True, id="help, opted out"),
         pytest.param(
             StopAnswering, "STOP", None, [], "no_reply: stop", True, id="stop, answered for us"
         ),
@@ -1334,3 +1363,220 @@ def test_an_opt_out_that_cannot_be_read_is_no_consent(build: Build) -> None:
         tapped(world.runtime).next["get_item"] = iter(turns)
         assert world.receive(text) == ["m0"]
         assert (world.said, world.reply(text).state) == ([], "waiting")
+
+
+# --- the one confirmation ------------------------------------------------------------------------
+
+
+def stop(id_: str, after: float = 0, *, words: str = "STOP", to: str = OURS) -> Envelope:
+    """A STOP that somebody sends then, to one of our numbers."""
+    return inbound(words, id_=id_, ours=to, received_at=NOW + after)
+
+
+SECOND = "+14155550199"
+
+
+@pytest.mark.parametrize(
+    ("said", "confirmed"),
+    [
+        pytest.param([stop("A"), stop("B", 9)], ["A"], id="stop again"),
+        pytest.param([stop("A"), stop("B", 9, words="please stop")], ["A"], id="in other words"),
+        pytest.param([stop("A"), stop("B", 1, to=SECOND)], ["A"], id="to two of our numbers"),
+        pytest.param(
+            [stop("A"), stop("S", 9, words="START"), stop("B", 18)], ["A", "B"], id="in between"
+        ),
+        pytest.param([stop("S", 9, words="START"), stop("A")], [], id="it takes no effect"),
+        pytest.param([stop("S", 1, words="START"), stop("A")], ["A"], id="a tie"),
+        pytest.param([stop("B", 9), stop("A")], ["B"], id="the earlier one late"),
+    ],
+)
+@pytest.mark.parametrize("processing", ["later", "first"])
+def test_whoever_opts_out_is_told_once(
+    build: Build, said: list[Envelope], confirmed: list[str], processing: str
+) -> None:
+    # GIVEN texts, each STOP among which processing may have recorded before
+    world = build(answer=[])
+    for one in said:
+        world.runtime.clock = max(world.runtime.clock, one.received_at)
+        if processing == "first" and one.payload["text"] != "START":
+            world.record(one)
+        assert world.receive(one) == []
+    # THEN only the one that began it is confirmed
+    ids = {one.payload["id"]: one.id for one in said}
+    assert [part.reference for part in world.carrier.parts] == [f"{ids[n]}-1" for n in confirmed]
+    for one in said:
+        world.assert_settled(one)
+
+
+def test_processing_may_have_recorded_a_later_stop_already(build: Build) -> None:
+    world = build()
+    first, second = stop("A"), stop("B", 9)
+    world.runtime.clock += 9
+    world.record(second)
+    assert world.receive(first, second) == []
+    assert [part.reference for part in world.carrier.parts] == [f"{second.id}-1"]
+
+
+@pytest.mark.parametrize("operation", ["get_item", "put_item", "update_item"])
+@pytest.mark.parametrize("nth", range(5))
+@pytest.mark.parametrize("landed", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("processing", ["later", "first"])
+def test_a_death_at_any_call_confirms_a_stop_at_most_once(
+    build: Build, operation: str, nth: int, landed: bool, processing: str
+) -> None:
+    # GIVEN a process that dies just before or just after one of its calls to the table
+    world, message = build(), stop("A")
+    if processing == "first":
+        world.record(message)
+    died, before_the_claim = False, True
+
+    def die() -> None:
+        raise Died
+
+    turn = Lost(Died()) if landed else die
+    tapped(world.runtime).next[operation] = iter([*[None] * nth, turn])
+    try:
+        world.receive(message)
+    except Died:
+        died = True
+        found = world.ledger.find(MessageId(*message.id.split("-")))
+        part = (found.parts or (None,))[0] if found else None
+        before_the_claim = part is None or part.state == "waiting"
+
+    # WHEN it comes again, at once and when the claim has ended
+    tapped(world.runtime).next.clear()
+    for receives in (2, 3, 4):
+        world.receive(message, receives=receives)
+        world.runtime.clock += 70
+
+    # THEN the number is opted out, and told so unless that may have been done already
+    assert world.consent.opted_out(THEIRS)
+    assert len(world.said) == 1 or (died and not before_the_claim)
+    assert set(world.said) <= {STOPPED}
+    assert len(world.said) <= 1
+    world.assert_settled(message)
+
+
+def test_a_confirmation_that_waits_is_not_sent_after_a_start(build: Build) -> None:
+    # GIVEN a confirmation that the provider takes only later
+    world, message = build(), stop("A")
+    world.carrier.next = iter([Throttled("throttled", retry_after=30)])
+    assert world.receive(message) == ["m0"]
+    # WHEN the person says START to another number of ours, and STOP again
+    world.say("start", NOW + 10)
+    world.runtime.clock += 30
+    second = stop("B", 20, to=SECOND)
+    assert world.receive(second) == []
+    # THEN that STOP alone is confirmed
+    assert world.receive(message, receives=2) == []
+    assert [part.reference for part in world.carrier.parts[1:]] == [f"{second.id}-1"]
+    assert world.reply(message).state == "no_reply: stop"
+
+
+def test_nobody_who_opted_out_at_the_provider_is_texted_again_about_it(build: Build) -> None:
+    # GIVEN a text that the provider refused, since the number opted out there
+    world = build(answer="Hi, heron")
+    world.carrier.next = iter([Rejected("opted_out", "4775")])
+    world.receive(inbound())
+    # WHEN the person writes STOP
+    message = stop("A", 60)
+    world.runtime.clock += 60
+    assert world.receive(message) == []
+    # THEN that changes nothing, and is not confirmed
+    assert (len(world.said), world.reply(message).state) == (1, "no_reply: stop")
+
+
+# --- opted out where we did not see it -----------------------------------------------------------
+
+REFUSED = Rejected("opted_out", "21610")
+
+
+@pytest.mark.parametrize("text", [inbound(), outgoing("A heron for you")])
+def test_a_refusal_for_an_opt_out_feeds_the_list(
+    build: Build, text: Envelope, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # GIVEN a provider that refuses a text since the number opted out there
+    world = build(answer="Hi, heron")
+    world.runtime.clock += 5
+
+    def refuse_slowly() -> None:
+        world.runtime.clock += 8
+        raise REFUSED
+
+    world.carrier.next = iter([refuse_slowly])
+    assert world.receive(text) == []
+    assert world.reply(text).state == "failed: opted_out"
+    assert events(logged(capsys)) == ["consent_stop", "rejected"]
+
+    # THEN it is in the list, by the time of the attempt, with its evidence
+    found = entry(world)
+    assert {name: found[name] for name in ("event", "at", "words", "source", "id")} == {
+        "event": "stop",
+        "at": NOW + 5,
+        "words": "",
+        "source": "twilio: 21610",
+        "id": text.id,
+    }
+    # AND nothing more is sent, to whichever number of ours they write
+    another = inbound("heron?", id_="SM7", ours=SECOND)
+    assert world.receive(another) == []
+    assert (len(world.said), world.reply(another).state) == (1, "refused: opted_out")
+    world.assert_settled(text)
+
+
+@pytest.mark.parametrize("reason", ["landline", "filtered", "rejected"])
+def test_any_other_refusal_is_no_opt_out(build: Build, reason: str) -> None:
+    world = build()
+    world.carrier.next = iter([Rejected(reason, "30006")])
+    world.receive(inbound())
+    assert not world.consent.opted_out(THEIRS)
+
+
+@pytest.mark.parametrize(
+    ("after", "opted_out"), [(-60, True), (1, True), (60, False)], ids=["before", "a tie", "after"]
+)
+def test_a_start_counts_that_was_said_after_the_refused_attempt(
+    build: Build, after: float, opted_out: bool
+) -> None:
+    world = build()
+    world.carrier.next = iter([REFUSED])
+    world.receive(inbound())
+    world.say("start", NOW + after)
+    assert world.consent.opted_out(THEIRS) is opted_out
+
+
+@pytest.mark.parametrize("landed", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("operation", ["put_item", "update_item"], ids=["consent", "outcome"])
+def test_a_death_around_a_refusal_for_an_opt_out_sends_nothing_more(
+    build: Build, operation: str, landed: bool
+) -> None:
+    # GIVEN a process that dies at one of the writes after the provider's refusal
+    world, text = build(answer="Hi, heron"), inbound()
+
+    def refuse() -> None:
+        def die() -> None:
+            raise Died
+
+        tapped(world.runtime).next[operation] = iter([Lost(Died()) if landed else die])
+        raise REFUSED
+
+    world.carrier.next = iter([refuse, REFUSED])
+    with pytest.raises(Died):
+        world.receive(text)
+
+    # WHEN it comes again, now and later
+    for receives in (2, 3):
+        world.receive(text, receives=receives)
+        world.runtime.clock += 70
+    assert world.receive(text, receives=4) == []
+
+    # THEN it was said once; and where the list has it, nobody says anything more
+    assert len(world.said) == 1
+    recorded = operation == "update_item" or landed
+    assert world.consent.opted_out(THEIRS) is recorded
+    if recorded:
+        assert world.receive(inbound("heron?", id_="SM7")) == []
+        assert len(world.said) == 1
+    assert world.reply(text).state == (
+        "failed: opted_out" if operation == "update_item" and landed else "unknown"
+    )

@@ -116,7 +116,8 @@ class Provider(ABC):
     `signed`: its webhooks carry a signature that `verify` checks. `idempotent`: the same reference
     is never sent twice by the provider. `answers_stop`: the provider itself confirms STOP, START
     and HELP. `max_length`: of one text, in UTF-16 code units; `max_segments`: likewise, None where
-    the provider names no such limit. `api_url`: replaced in the local run.
+    the provider names no such limit. `reasons`: by the provider's code for a refusal, one of
+    `REASONS`. `api_url`: replaced in the local run.
     """
 
     name: ClassVar[str]
@@ -125,6 +126,7 @@ class Provider(ABC):
     answers_stop: ClassVar[bool]
     max_length: ClassVar[int]
     max_segments: ClassVar[int | None] = None
+    reasons: ClassVar[Mapping[str, str]]
     default_api_url: ClassVar[str]
 
     def __init__(self, api_url: str | None = None) -> None:
@@ -148,6 +150,10 @@ class Provider(ABC):
 
         Raises PayloadError where it cannot be read.
         """
+
+    def reason_of(self, code: str) -> str:
+        """Why a send was refused, in our words, by the code in an answer or in a receipt."""
+        return self.reasons.get(code, "rejected")
 
     @abstractmethod
     def acknowledge(self) -> Response:

@@ -130,6 +130,7 @@ class Telnyx(Provider):
     # https://developers.telnyx.com/docs/messaging/messages/sms-chunking.md
     max_length: ClassVar[int] = 1530
     max_segments: ClassVar[int | None] = 10
+    reasons: ClassVar[Mapping[str, str]] = REASON_OF_CODE
     default_api_url: ClassVar[str] = "https://api.telnyx.com"
 
     def verify(self, request: WebhookRequest, secrets: Secrets) -> None:

@@ -126,6 +126,7 @@ class Twilio(Provider):
     answers_stop: ClassVar[bool] = True
     # https://www.twilio.com/docs/glossary/what-sms-character-limit (error 21617 beyond it)
     max_length: ClassVar[int] = 1600
+    reasons: ClassVar[Mapping[str, str]] = REASON_OF_CODE
     default_api_url: ClassVar[str] = "https://api.twilio.com"
 
     def verify(self, request: WebhookRequest, secrets: Secrets) -> None:

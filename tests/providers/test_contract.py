@@ -614,3 +614,22 @@ def test_every_reason_is_one_of_ours(name: str) -> None:
 
     assert set(module.REASON_OF_CODE.values()) <= REASONS
     assert not set(module.REASON_OF_CODE) & module.THROTTLING_CODES
+
+
+@every_provider
+def test_a_code_that_says_opted_out_is_known_wherever_it_comes(
+    name: str, api_answering: Callable[..., Connected]
+) -> None:
+    provider = provider_named(name)
+    codes = [code for code in provider.reasons if provider.reason_of(code) == "opted_out"]
+    assert codes
+    for code in codes:
+        connected = api_answering(SPECIMENS[name].refused(400, code))
+        with pytest.raises(Rejected, match=r"^opted_out$"):
+            provider.send(PART, good_secrets(name), connected.http)
+
+
+@pytest.mark.parametrize("code", ["", "0", "99999", "opted_out"])
+@every_provider
+def test_a_code_that_nobody_knows_is_a_refusal_without_a_reason(name: str, code: str) -> None:
+    assert provider_named(name).reason_of(code) == "rejected"
