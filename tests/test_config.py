@@ -14,7 +14,7 @@ HASH = "9f" * 32
 REQUIRED = {
     "authorizer": {"CREDENTIAL_HASHES": "{}"},
     "receiver": {"SPILLWAY_STAGE": "dev", "PROVIDERS": "twilio"},
-    "processing": {"SPILLWAY_STAGE": "dev"},
+    "processing": {"SPILLWAY_STAGE": "dev", "PROVIDERS": "twilio"},
     "sender": {"SPILLWAY_STAGE": "dev", "PROVIDERS": "twilio"},
 }
 FIELDS = {variable: field for field, (variable, *_) in _TABLE.items()}
@@ -54,6 +54,8 @@ GOOD: list[tuple[str, str, Any]] = [
     ),
     ("STOP_TEXT", "Good-bye.", "Good-bye."),
     ("HELP_TEXT", "Ask.", "Ask."),
+    ("UNKNOWN_SENDS", "hold", "hold"),
+    ("UNKNOWN_SENDS", "resend", "resend"),
     ("MESSAGE_DAYS", "30", 30),
     ("REPORT_BATCH_ITEM_FAILURES", "true", True),
     ("REPORT_BATCH_ITEM_FAILURES", "false", False),
@@ -128,6 +130,8 @@ BAD: list[tuple[str, str, str]] = [
     ("LOOKUP_URLS", '{"customer": 4155550100}', '"customer"'),
     ("LOOKUP_URLS", '{"customer": "heron"}', '"customer"'),
     ("LOOKUP_URLS", '{"customer": "https://heron:secret/"}', '"customer"'),
+    ("UNKNOWN_SENDS", "heron", "hold"),
+    ("UNKNOWN_SENDS", "RESEND", "resend"),
     ("MESSAGE_DAYS", "29", "at least 30"),
     ("MESSAGE_DAYS", "heron", "at least 30"),
     ("REPORT_BATCH_ITEM_FAILURES", "heron", "true or false"),

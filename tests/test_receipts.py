@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from chalicelib import receipts
-from chalicelib.ledger import Busy, Ledger
+from chalicelib.ledger import Busy, Ledger, draft
 from chalicelib.messages import DeliveryReceipt, MessageId, Status
 from chalicelib.table import Conflict, Table
 from tests.fakes import (
@@ -35,7 +35,7 @@ def ledger(runtime: FakeRuntime) -> Ledger:
         callback_url="https://sms.example.com/webhooks/twilio/signed",
         received_at=NOW,
     )
-    reply = ledger.store_words(reply, [("A heron", ())])
+    reply = draft(reply, [("A heron", ())])
     (part,) = reply.parts or ()
     part = ledger.claim(reply, part, owner="me", lease_until=NOW + 65)
     ledger.sent(reply, part, "SM1")
