@@ -121,6 +121,33 @@ def test_a_receipt_that_could_not_be_written_is_not_counted(
     assert events(logged(capsys)) == ["receipt_recorded"]
 
 
+def test_a_reply_that_a_receipt_lets_go_on_is_for_the_caller(
+    runtime: FakeRuntime, ledger: Ledger
+) -> None:
+    # (The one of the fixture is sent, and nothing waits for it.)
+    assert receipts.record(ledger, receipt("sent")) is None
+    assert receipts.record(ledger, receipt("sent", reference="heron")) is None
+
+    # GIVEN a reply whose first part is unknown
+    other = MessageId("c" * 24, "e" * 24)
+    reply = ledger.open(
+        other,
+        kind="inbound",
+        provider="twilio",
+        ours=OURS,
+        theirs=THEIRS,
+        callback_url="https://sms.example.com/webhooks/twilio/signed",
+        received_at=NOW,
+    )
+    reply = draft(reply, [("A heron", ()), ("Another", ())])
+    part = ledger.claim(reply, (reply.parts or ())[0], owner="me", lease_until=NOW + 65)
+    ledger.unknown(reply, part, reason="read_timeout")
+    # THEN its receipt says what is to be resumed, however often it comes
+    for _ in range(2):
+        waiting = receipts.record(ledger, receipt("delivered", reference=other.part(1)))
+        assert waiting == ledger.find(other)
+
+
 def test_an_overtaken_receipt_is_for_the_caller(capsys: pytest.CaptureFixture[str]) -> None:
     class Restless:
         states = iter(["sending", "waiting", "unknown", "sending"])
