@@ -16,7 +16,7 @@ https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-errorhandling.html
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +25,7 @@ from typing import Any, Protocol, TypeVar
 
 from chalicelib.messages import MessageId
 from chalicelib.observing import count, log
-from chalicelib.queues import Envelope, EnvelopeError, Queues
+from chalicelib.queues import Envelope, EnvelopeError, Kind, Queues
 from chalicelib.runtime import Runtime, is_transient
 from chalicelib.table import Table
 
@@ -113,13 +113,17 @@ class Batch:
         *,
         reporting: bool,
         give_up_after: float | None = None,
+        but_never: Collection[Kind] = (),
     ) -> None:
+        """`give_up_after`: the age, in seconds, at which a message that has to wait is
+        dead-lettered instead, `but_never` one of these kinds."""
         self._runtime = runtime
         self._queues = queues
         self._table = table
         self._queue = queue
         self._reporting = reporting
         self._give_up_after = give_up_after
+        self._but_never = but_never
         self.deadline = runtime.now() + context.get_remaining_time_in_millis() / 1000
         self.records = [Record.read(record) for record in event["Records"]]
         # When each record that is not done is to be received again, in unix seconds: a batch can
@@ -258,8 +262,7 @@ class Batch:
             self._wait(rest, self._backoff(record.receives))
 
     def _defer(self, record: Record, rest: Sequence[Record], defer: Defer) -> None:
-        age = self._runtime.now() - record.sent_at
-        if self._give_up_after is not None and age > self._give_up_after:
+        if self._is_too_old(record):
             self._dead_letter(record, f"too_old: {defer.reason}")
             return
         after = defer.after if defer.after is not None else self._backoff(record.receives)
@@ -271,6 +274,13 @@ class Batch:
             # All of them, not this one alone: a take-back that failed, or a start whose write came
             # late, must not add up over the deferrals of a long outage.
             self._table.update(_start_key(record), "REMOVE starts")
+
+    def _is_too_old(self, record: Record) -> bool:
+        envelope = record.envelope
+        if self._give_up_after is None or (envelope and envelope.kind in self._but_never):
+            return False
+        since = max(record.sent_at, (envelope and envelope.redriven_at) or 0.0)
+        return self._runtime.now() - since > self._give_up_after
 
     def _dead_letter(self, record: Record, reason: str) -> None:
         self._queues.dead_letter(

@@ -48,6 +48,7 @@ class Settings:
     stop_text: str = ""
     help_text: str = ""
     message_days: int = 400
+    unknown_sends: str = "hold"
     report_batch_item_failures: bool = False
     twilio_api_url: str = ""
     telnyx_api_url: str = ""
@@ -212,6 +213,13 @@ def _days(text: str) -> int:
     return value
 
 
+def _policy(text: str) -> str:
+    """hold (a person decides) or resend (at the risk that it comes twice)"""
+    if text not in ("hold", "resend"):
+        raise ValueError("neither")
+    return text
+
+
 def _switch(text: str) -> bool:
     """true or false"""
     if text not in ("true", "false"):
@@ -266,7 +274,7 @@ _WORKING = ("receiver", "processing", "sender")
 _TABLE: Mapping[str, tuple[str, Callable[[str], Any], str, tuple[str, ...]]] = {
     "stage": ("SPILLWAY_STAGE", _stage, "dev", _WORKING),
     "credential_hashes": ("CREDENTIAL_HASHES", _credential_hashes, "{}", ("authorizer",)),
-    "providers": ("PROVIDERS", _providers, "", ("receiver", "sender")),
+    "providers": ("PROVIDERS", _providers, "", _WORKING),
     "public_url": ("PUBLIC_URL", _url, "", ()),
     "numbers": ("NUMBERS", _numbers, "", ()),
     "brand": ("BRAND", _text, "default", ()),
@@ -280,6 +288,7 @@ _TABLE: Mapping[str, tuple[str, Callable[[str], Any], str, tuple[str, ...]]] = {
     "lookup_max_age": ("LOOKUP_MAX_AGE", _half_day, "43200", ()),
     "stop_text": ("STOP_TEXT", _text, "You are unsubscribed and will get no more texts.", ()),
     "help_text": ("HELP_TEXT", _text, "", ()),
+    "unknown_sends": ("UNKNOWN_SENDS", _policy, "hold", ()),
     "message_days": ("MESSAGE_DAYS", _days, "400", ()),
     "report_batch_item_failures": ("REPORT_BATCH_ITEM_FAILURES", _switch, "false", ()),
     "twilio_api_url": ("TWILIO_API_URL", _endpoint, "", ()),

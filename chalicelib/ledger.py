@@ -1,21 +1,30 @@
 """The ledger: one item a reply, which says what was claimed, sent, refused or is unknown.
 
-A reply's words are stored before its first part is claimed, so that a retry sends the same words.
+A reply's words are stored with the claim of its first part, so that a retry sends the same words.
 Each part goes `waiting -> sending -> sent | failed | unknown`; every step is one conditional write,
 and a step whose answer was lost is recognised when it is taken again. Nothing here decides whether
 to send: it makes sure that two who decide alike do not both send.
 
-    who                         may move            under the condition
-    the owner of a claim        sending -> any      owner and attempt are its own
-    whoever finds a dead claim  sending -> unknown  owner and attempt are those it read
-    a receipt                   any but failed      the part's state is the one it read, and the
-                                -> sent             part was claimed at least once
+    who                         may move                under the condition
+    the owner of a claim        sending, unknown        owner and attempt are its own
+                                -> any
+    whoever finds a dead claim  sending -> unknown      owner and attempt are those it read
+    a receipt                   any but failed          the part's state is the one it read, and
+                                -> sent                 the part was claimed at least once
+    a look, a person            unknown -> sent,        the part is unknown, and its attempt is the
+                                waiting, failed         one that was read
+
+No part is claimed before those ahead of it are sent. So at most one of a reply's parts is neither
+sent nor untouched: the `current` one. A reply is listed (`unknown_bucket`) from when that part is
+unknown until the last part is sent, the next one is claimed, or the reply has an outcome: as long
+as it is, no message on the outbound queue may stand for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from chalicelib.messages import STATUS_RANK, DeliveryReceipt, MessageId, parse_reference
@@ -33,7 +42,12 @@ class Busy(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PartEntry:
-    """One part as the ledger has it. Times are unix seconds, None before the first claim."""
+    """One part as the ledger has it. Times are unix seconds, None before the first claim.
+
+    `request` is what the provider was sent, where it tells a repeated request from a new one.
+    `lost` counts the attempts that were given up without knowing: each may be at the provider,
+    under an id that is not here.
+    """
 
     number: int
     text: str
@@ -46,12 +60,20 @@ class PartEntry:
     provider_id: str
     status: str
     error: str
+    first_started_at: float | None = None
+    request: str = ""
+    lost: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One ledger item. `parts` is None until the words are stored; `outcome` is "" unless the reply
-    ended in something else than its parts say (no_reply, refused: opted_out, expired, …)."""
+    """One ledger item. `parts` is None until there are words; `outcome` is "" unless the reply
+    ended in something else than its parts say (no_reply, refused: opted_out, expired, …).
+
+    `drafted`: its words are not in the table yet; the first claim stores them. `redriven_at`: when
+    somebody last wanted it sent all the same. `listed` since `unknown_since`: somebody may have to
+    see to it.
+    """
 
     id: MessageId
     kind: str
@@ -63,6 +85,23 @@ class Reply:
     outcome: str
     confirmation: bool
     parts: tuple[PartEntry, ...] | None
+    drafted: bool = False
+    redriven_at: float | None = None
+    listed: bool = False
+    unknown_since: float | None = None
+
+    @property
+    def current(self) -> PartEntry | None:
+        """The first part that is not sent; None where there is none."""
+        return next((part for part in self.parts or () if part.state != "sent"), None)
+
+    @property
+    def to_be_resumed(self) -> bool:
+        """Whether a part waits behind an unknown one that was settled: nobody will send it before
+        somebody says so."""
+        current = self.current
+        waits = current is not None and current.state == "waiting"
+        return self.listed and waits and not self.outcome
 
     @property
     def state(self) -> str:
@@ -82,6 +121,17 @@ class Reply:
             if status in statuses:
                 return "sent" if status == "queued" else status
         return "sent"
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What became of a receipt, and the reply as it is then.
+
+    `stale`: it says nothing new. `stranger`: nothing of ours has its reference; `reply` is None.
+    """
+
+    result: Literal["recorded", "stale", "stranger"]
+    reply: Reply | None = None
 
 
 class Ledger:
@@ -126,47 +176,29 @@ class Ledger:
         item = self._table.get(_key(id_))
         return None if item is None else _reply(item)
 
-    def store_words(
-        self,
-        reply: Reply,
-        words: Sequence[tuple[str, Sequence[str]]],
-        *,
-        confirmation: bool = False,
-    ) -> Reply:
-        """Stores the parts as (text, media URLs). Words that are there already stay."""
-        parts = {
-            str(number): {"text": text, "media": list(media), "state": "waiting", "attempt": 0}
-            for number, (text, media) in enumerate(words, start=1)
-        }
-        try:
-            item = self._table.update(
-                _key(reply.id),
-                "SET parts = :parts, confirmation = :confirmation",
-                condition="attribute_exists(pk) AND attribute_not_exists(parts)"
-                " AND attribute_not_exists(outcome)",
-                values={":parts": parts, ":confirmation": confirmation},
-            )
-        except Conflict as conflict:
-            return _there(conflict)
-        return _reply(item)
+    def conversation(self, name: str) -> list[tuple[MessageId, PartEntry]]:
+        """Every part of every reply of a conversation, each with its reply's id."""
+        replies = map(_reply, self._table.query(f"C#{name}", "OUT#"))
+        return [(reply.id, part) for reply in replies for part in reply.parts or ()]
 
     def close(self, reply: Reply, outcome: str) -> Reply:
-        """Ends a reply of which no part is under way. An outcome that is there already stays.
+        """Ends a reply of which no part is under way or unknown. An outcome that is there already
+        stays.
 
         Raises Busy where a part was claimed in between.
         """
         untouched = "attribute_not_exists(parts)"
         names: dict[str, str] = {}
         values: dict[str, Any] = {":outcome": outcome}
-        waiting = _first_waiting(reply)
-        if waiting is not None:
+        current = None if reply.drafted else reply.current
+        if current is not None:
             untouched = "parts.#n.#state = :waiting"
-            names = {"#n": str(waiting.number), "#state": "state"}
+            names = {"#n": str(current.number), "#state": "state"}
             values[":waiting"] = "waiting"
         try:
             item = self._table.update(
                 _key(reply.id),
-                "SET outcome = :outcome",
+                f"SET outcome = :outcome REMOVE {_LISTED}",
                 condition=f"attribute_exists(pk) AND attribute_not_exists(outcome) AND {untouched}",
                 names=names,
                 values=values,
@@ -178,24 +210,95 @@ class Ledger:
             return there
         return _reply(item)
 
-    def claim(self, reply: Reply, part: PartEntry, *, owner: str, lease_until: float) -> PartEntry:
-        """Takes a waiting part for `owner` alone. Raises Busy."""
+    def store_words(self, reply: Reply) -> None:
+        """Stores the words of a draft that cannot be claimed now. Words that are there stay."""
+        with suppress(Conflict):
+            self._table.update(
+                _key(reply.id),
+                "SET parts = :parts, confirmation = :confirmation",
+                condition="attribute_exists(pk) AND attribute_not_exists(parts)"
+                " AND attribute_not_exists(outcome)",
+                values={":parts": _drafted_parts(reply), ":confirmation": reply.confirmation},
+            )
+
+    def claim(
+        self,
+        reply: Reply,
+        part: PartEntry,
+        *,
+        owner: str,
+        lease_until: float,
+        request: str = "",
+    ) -> PartEntry:
+        """Takes a waiting part for `owner` alone, and stores the words of a draft. Raises Busy.
+
+        The request of the first claim is that of every later one: a provider that knows a repeated
+        request by its key refuses it with other bytes.
+        """
+        now = self._runtime.now()
+        if reply.drafted:
+            return self._claim_draft(reply, part, owner, lease_until, request, now)
+        update = (
+            "SET parts.#n.#state = :sending, parts.#n.#owner = :owner,"
+            " parts.#n.lease_until = :lease, parts.#n.started_at = :now,"
+            " parts.#n.first_started_at = if_not_exists(parts.#n.first_started_at, :now)"
+        )
+        values = {
+            ":sending": "sending",
+            ":waiting": "waiting",
+            ":owner": owner,
+            ":lease": lease_until,
+            ":now": now,
+            ":attempt": part.attempt,
+        }
+        if request:
+            update += ", parts.#n.#request = if_not_exists(parts.#n.#request, :request)"
+            values[":request"] = request
+        if reply.redriven_at is not None:
+            update += ", redriven_at = :redriven"
+            values[":redriven"] = reply.redriven_at
         return self._move(
             reply,
             part.number,
-            "SET parts.#n.#state = :sending, parts.#n.#owner = :owner,"
-            " parts.#n.lease_until = :lease, parts.#n.started_at = :now",
+            f"{update} REMOVE {_LISTED}",
             condition="attribute_not_exists(outcome) AND parts.#n.#state = :waiting"
             " AND parts.#n.attempt = :attempt",
-            values={
-                ":sending": "sending",
-                ":waiting": "waiting",
-                ":owner": owner,
-                ":lease": lease_until,
-                ":now": self._runtime.now(),
-                ":attempt": part.attempt,
-            },
-            done=lambda now: now.state == "sending" and now.owner == owner,
+            names={"#request": "request"},
+            values=values,
+            done=lambda there: there.state == "sending" and there.owner == owner,
+        )
+
+    def _claim_draft(
+        self,
+        reply: Reply,
+        part: PartEntry,
+        owner: str,
+        lease_until: float,
+        request: str,
+        now: float,
+    ) -> PartEntry:
+        parts = _drafted_parts(reply)
+        parts[str(part.number)] |= {
+            "state": "sending",
+            "owner": owner,
+            "lease_until": lease_until,
+            "started_at": now,
+            "first_started_at": now,
+            **({"request": request} if request else {}),
+        }
+        update = "SET parts = :parts, confirmation = :confirmation"
+        values = {":parts": parts, ":confirmation": reply.confirmation}
+        if reply.redriven_at is not None:
+            update += ", redriven_at = :redriven"
+            values[":redriven"] = reply.redriven_at
+        return self._move(
+            reply,
+            part.number,
+            update,
+            condition="attribute_exists(pk) AND attribute_not_exists(parts)"
+            " AND attribute_not_exists(outcome)",
+            values=values,
+            done=lambda there: there.state == "sending" and there.owner == owner,
         )
 
     def sent(self, reply: Reply, part: PartEntry, provider_id: str) -> PartEntry:
@@ -205,10 +308,11 @@ class Ledger:
             reply,
             part.number,
             "SET parts.#n.#state = :sent, parts.#n.provider_id = :id"
-            " REMOVE parts.#n.lease_until, unknown_bucket, unknown_since",
-            condition=_OWN,
-            values={":sent": "sent", ":id": provider_id, **_own(part)},
-            done=lambda now: now.state == "sent",
+            " REMOVE parts.#n.lease_until" + _unlisted(reply, part),
+            condition=f"{_OWN} AND parts.#n.#state <> :failed",
+            values={":sent": "sent", ":failed": "failed", ":id": provider_id, **_own(part)},
+            # (Failed: somebody gave it up just before.)
+            done=lambda now: now.state in ("sent", "failed"),
         )
 
     def failed(self, reply: Reply, part: PartEntry, *, reason: str, code: str) -> PartEntry:
@@ -217,7 +321,7 @@ class Ledger:
             reply,
             part.number,
             "SET parts.#n.#state = :failed, parts.#n.#error = :code, outcome = :outcome"
-            " REMOVE parts.#n.lease_until, unknown_bucket, unknown_since",
+            f" REMOVE parts.#n.lease_until, {_LISTED}",
             condition=f"{_OWN} AND parts.#n.#state <> :sent",
             names={"#error": "error"},
             values={
@@ -231,16 +335,18 @@ class Ledger:
         )
 
     def put_back(self, reply: Reply, part: PartEntry) -> PartEntry:
-        """It was never handed over: the next attempt may take it at once."""
+        """It was never handed over: the next attempt may take it at once. True even where the
+        claim was given up for dead meanwhile."""
         return self._move(
             reply,
             part.number,
             "SET parts.#n.#state = :waiting, parts.#n.attempt = :next"
             " REMOVE parts.#n.#owner, parts.#n.lease_until",
-            condition=f"{_OWN} AND parts.#n.#state = :sending",
+            condition=f"{_OWN} AND parts.#n.#state IN (:sending, :unknown)",
             values={
                 ":waiting": "waiting",
                 ":sending": "sending",
+                ":unknown": "unknown",
                 ":next": part.attempt + 1,
                 **_own(part),
             },
@@ -268,35 +374,127 @@ class Ledger:
             done=lambda now: now.state in ("unknown", "sent"),
         )
 
-    def receive(self, receipt: DeliveryReceipt) -> Literal["recorded", "stale", "stranger"]:
+    # -- settling: what a look or a person says of an unknown part. Each raises Busy where the part
+    # is not unknown any more, or in another attempt.
+
+    def found(self, reply: Reply, part: PartEntry, provider_id: str) -> Reply:
+        """The provider has it, under this id."""
+        return self._settle(
+            reply,
+            part,
+            "SET parts.#n.#state = :sent, parts.#n.provider_id = :id"
+            " REMOVE parts.#n.#error" + _unlisted(reply, part),
+            {":sent": "sent", ":id": provider_id},
+        )
+
+    def taken_for_sent(self, reply: Reply, part: PartEntry) -> Reply:
+        """Somebody knows that it was sent, but not under which id."""
+        return self._settle(
+            reply,
+            part,
+            "SET parts.#n.#state = :sent, parts.#n.lost = :lost"
+            " REMOVE parts.#n.#error" + _unlisted(reply, part),
+            {":sent": "sent", ":lost": part.lost + 1},
+        )
+
+    def not_sent(self, reply: Reply, part: PartEntry) -> Reply:
+        """The provider certainly does not have it: the next attempt may take it. The reply stays
+        listed until then."""
+        return self._free(reply, part, "", {})
+
+    def repeat(self, reply: Reply, part: PartEntry, *, redriven_at: float | None = None) -> Reply:
+        """Nobody knows, and it is sent again all the same. The reply stays listed until then."""
+        update, values = ", parts.#n.lost = :lost", {":lost": part.lost + 1}
+        if redriven_at is None:
+            return self._free(reply, part, update, values)
+        return self._free(
+            reply,
+            part,
+            f"{update}, redriven_at = :redriven",
+            {**values, ":redriven": redriven_at},
+        )
+
+    def refused(self, reply: Reply, part: PartEntry, *, reason: str, code: str) -> Reply:
+        """It was certainly refused: the reply ends here."""
+        return self._fail(reply, part, reason, ", parts.#n.#error = :code", {":code": code})
+
+    def give_up(self, reply: Reply, part: PartEntry) -> Reply:
+        """Nobody knows, and nobody is to ask any more: the reply ends here."""
+        return self._fail(
+            reply, part, "given_up", ", parts.#n.lost = :lost", {":lost": part.lost + 1}
+        )
+
+    def note(self, reply: Reply, part: PartEntry, reason: str) -> Reply:
+        """Why it is unknown, anew."""
+        return self._settle(reply, part, "SET parts.#n.#error = :reason", {":reason": reason})
+
+    def _free(self, reply: Reply, part: PartEntry, update: str, values: Mapping[str, Any]) -> Reply:
+        return self._settle(
+            reply,
+            part,
+            f"SET parts.#n.#state = :waiting, parts.#n.attempt = :next{update}"
+            " REMOVE parts.#n.#owner",
+            {":waiting": "waiting", ":next": part.attempt + 1, **values},
+        )
+
+    def _fail(
+        self, reply: Reply, part: PartEntry, reason: str, update: str, values: Mapping[str, Any]
+    ) -> Reply:
+        return self._settle(
+            reply,
+            part,
+            f"SET parts.#n.#state = :failed, outcome = :outcome{update} REMOVE {_LISTED}",
+            {":failed": "failed", ":outcome": f"failed: {reason}", **values},
+        )
+
+    def _settle(
+        self, reply: Reply, part: PartEntry, update: str, values: Mapping[str, Any]
+    ) -> Reply:
+        condition = "parts.#n.#state = :unknown AND parts.#n.attempt = :attempt"
+        every = {"#n": str(part.number), "#state": "state", "#owner": "owner", "#error": "error"}
+        try:
+            item = self._table.update(
+                _key(reply.id),
+                update,
+                condition=condition,
+                names={name: value for name, value in every.items() if name in update + condition},
+                values={":unknown": "unknown", ":attempt": part.attempt, **values},
+            )
+        except Conflict:
+            raise Busy from None
+        return _reply(item)
+
+    # -- receipts
+
+    def receive(self, receipt: DeliveryReceipt) -> Received:
         """What a receipt says. A status never moves backwards; a receipt proves that the provider
         has the part, whatever we thought.
 
-        `stranger`: nothing of ours has this reference.
+        Raises Busy where others keep coming between.
         """
         named = parse_reference(receipt.reference)
         if named is None:
-            return "stranger"
+            return Received("stranger")
         id_, number = named
         # Nearly always the part is `sent`; where not, the refusal says what it is.
         expected: State = "sent"
-        left = False
+        last = False
         for _ in range(4):
             try:
-                self._record(id_, number, receipt, expected, listed=left)
+                item = self._record(id_, number, receipt, expected, last=last)
             except Conflict as conflict:
                 part = _part(conflict.item, number)
                 if part is None:
-                    return "stranger"
+                    return Received("stranger")
                 if part["state"] in ("failed", expected):
-                    return "stale"
+                    return Received("stale", _there(conflict))
                 if part["state"] == "waiting" and not part.get("attempt"):
                     # Never handed to anybody: whoever says otherwise is mistaken.
-                    return "stranger"
+                    return Received("stranger")
                 expected = part["state"]
-                left = any(one["state"] == "waiting" for one in _parts(conflict.item).values())
+                last = _part(conflict.item, number + 1) is None
             else:
-                return "recorded"
+                return Received("recorded", _reply(item))
         raise Busy
 
     def _record(
@@ -306,17 +504,15 @@ class Ledger:
         receipt: DeliveryReceipt,
         expected: State,
         *,
-        listed: bool,
-    ) -> None:
-        # A receipt for one part says nothing about another that is unknown; and a reply of which
-        # parts are left stays `listed`, since its message has left the queue.
-        settled = expected == "unknown" and not listed
-        found = " REMOVE unknown_bucket, unknown_since" if settled else ""
-        self._table.update(
+        last: bool,
+    ) -> Item:
+        # (A part that was `sent` before was taken off the list then.)
+        unlisted = f" REMOVE {_LISTED}" if last else ""
+        return self._table.update(
             _key(id_),
             "SET parts.#n.#state = :sent, parts.#n.#status = :status, parts.#n.#rank = :rank,"
             " parts.#n.#error = :error,"
-            " parts.#n.provider_id = if_not_exists(parts.#n.provider_id, :id)" + found,
+            " parts.#n.provider_id = if_not_exists(parts.#n.provider_id, :id)" + unlisted,
             condition="parts.#n.#state = :expected"
             " AND (attribute_not_exists(parts.#n.#rank) OR parts.#n.#rank < :rank)",
             names={
@@ -363,6 +559,30 @@ class Ledger:
         return _part_entry(number, item["parts"][str(number)])
 
 
+def draft(
+    reply: Reply, words: Sequence[tuple[str, Sequence[str]]], *, confirmation: bool = False
+) -> Reply:
+    """The reply with these parts, as (text, media URLs), which its first claim will store."""
+    parts = tuple(
+        _part_entry(number, {"text": text, "media": media, "state": "waiting", "attempt": 0})
+        for number, (text, media) in enumerate(words, start=1)
+    )
+    return replace(reply, parts=parts, confirmation=confirmation, drafted=True)
+
+
+def _drafted_parts(reply: Reply) -> dict[str, dict[str, Any]]:
+    return {
+        str(one.number): {
+            "text": one.text,
+            "media": list(one.media),
+            "state": "waiting",
+            "attempt": 0,
+        }
+        for one in reply.parts or ()
+    }
+
+
+_LISTED = "unknown_bucket, unknown_since"
 _OWN = "parts.#n.#owner = :owner AND parts.#n.attempt = :attempt"
 
 
@@ -374,8 +594,10 @@ def _key(id_: MessageId) -> Key:
     return f"C#{id_.conversation}", f"OUT#{id_.message}"
 
 
-def _first_waiting(reply: Reply) -> PartEntry | None:
-    return next((part for part in reply.parts or () if part.state == "waiting"), None)
+def _unlisted(reply: Reply, part: PartEntry) -> str:
+    """What of an update takes the reply off the list when this part is sent: while others wait
+    behind it, somebody has to see to them."""
+    return f", {_LISTED}" if part.number == len(reply.parts or ()) else ""
 
 
 def _part(item: Item | None, number: int) -> dict[str, Any] | None:
@@ -405,6 +627,9 @@ def _reply(item: Item) -> Reply:
         received_at=item["received_at"],
         outcome=item.get("outcome", ""),
         confirmation=item.get("confirmation", False),
+        redriven_at=item.get("redriven_at"),
+        listed="unknown_bucket" in item,
+        unknown_since=item.get("unknown_since"),
         parts=None
         if parts is None
         else tuple(_part_entry(int(number), parts[number]) for number in sorted(parts, key=int)),
@@ -424,4 +649,7 @@ def _part_entry(number: int, part: Mapping[str, Any]) -> PartEntry:
         provider_id=part.get("provider_id", ""),
         status=part.get("status", ""),
         error=part.get("error", ""),
+        first_started_at=part.get("first_started_at"),
+        request=part.get("request", ""),
+        lost=part.get("lost", 0),
     )

@@ -164,7 +164,9 @@ class Part:
     `reference` is ours, in [A-Za-z0-9-], and serves as idempotency key where the provider has one.
     `callback_url` is where receipts go, with the reference in it. `media` holds URLs.
     `started_at` (unix seconds) and `known_ids` narrow `find_sent`: when the attempt began, and the
-    provider's ids that are already accounted for in this conversation.
+    provider's ids that are already accounted for in this conversation. `request` is what
+    `Provider.request` made of the part at its first attempt, "" where there was none. `validity` is
+    for how many seconds from now anybody wants it, None where that is not said.
     """
 
     reference: str
@@ -175,6 +177,8 @@ class Part:
     media: tuple[str, ...] = ()
     started_at: float | None = None
     known_ids: frozenset[str] = frozenset()
+    request: str = ""
+    validity: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

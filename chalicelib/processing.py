@@ -6,6 +6,7 @@ A batch goes through these steps, and a death after any of them repeats them wit
     each message       STOP is recorded, the text analysed, external sources asked, all validated
     archive            one object for all of them; the same batch again is the same object
     store              one conditional item each, naming its object
+    settle             sends of unknown outcome, last: providers are asked, which takes its time
 
 Between archive and table a death leaves lines that no item names; nothing is lost by it.
 """
@@ -27,8 +28,9 @@ from chalicelib.ledger import DAY, Busy, Ledger
 from chalicelib.lookups import LookUps
 from chalicelib.messages import InboundMessage, MessageId, number_kind
 from chalicelib.observing import count, log
-from chalicelib.queues import DEAD_LETTERS, PROCESSING, Envelope, Queues
+from chalicelib.queues import DEAD_LETTERS, OUTBOUND, PROCESSING, Envelope, Queues
 from chalicelib.runtime import Runtime
+from chalicelib.settling import Settling, resume
 from chalicelib.table import Item, Key, Table
 from chalicelib.vault import Vault
 from chalicelib.yours.lookups import LOOKUPS
@@ -40,6 +42,8 @@ GIVE_UP_AFTER = DAY / 2
 STORING = 20.0
 # Seconds that one write may take, its repetitions included.
 WRITING = 9.0
+# Seconds that a look for an unknown send may take: three pages of a provider's list, and the table.
+LOOKING = 45.0
 
 
 class Processing:
@@ -52,9 +56,18 @@ class Processing:
         self._settings = settings
         self._queues = Queues(runtime, settings.stage)
         self._queues.url(DEAD_LETTERS[PROCESSING])
+        self._queues.url(OUTBOUND)
         self._table = Table(runtime, settings.stage)
         self._ledger = Ledger(self._table, runtime, keep_days=settings.message_days)
         self._consent = ConsentList(self._table, keys, settings.brand)
+        self._settling = Settling(
+            runtime,
+            settings,
+            queues=self._queues,
+            ledger=self._ledger,
+            consent=self._consent,
+            vault=vault,
+        )
         self._lookups = LookUps(runtime, LOOKUPS, settings.lookup_urls)
         self._archive = Archive(runtime, keys, stage=settings.stage, account=self._queues.account())
 
@@ -69,7 +82,14 @@ class Processing:
             context,
             reporting=self._settings.report_batch_item_failures,
             give_up_after=GIVE_UP_AFTER,
+            # These end by themselves, with what they are about listed.
+            but_never=["settle"],
         )
+        unknown = {
+            record
+            for record in batch.records
+            if record.envelope is not None and record.envelope.kind == "settle"
+        }
         inbound = {
             record: _key(record.envelope)
             for record in batch.records
@@ -81,7 +101,7 @@ class Processing:
         done = {record for record, key in inbound.items() if stored and key in stored}
         results = batch.each(
             self._work,
-            [record for record in batch.records if record not in done],
+            [record for record in batch.records if record not in done and record not in unknown],
             needs=self._lookups.longest + STORING,
         )
         lines = {record: line for record, line in results.items() if line is not None}
@@ -93,15 +113,19 @@ class Processing:
                     list(lines),
                     needs=WRITING,
                 )
+        batch.each(lambda envelope, _: self._settling.settle(envelope), unknown, needs=LOOKING)
         return batch.finish()
 
     def _work(self, envelope: Envelope, record: Record) -> dict[str, Any] | None:
         """One message as a line for the archive; None where there is nothing to keep."""
         if envelope.kind == "receipt":
             try:
-                receipts.record(self._ledger, self._consent, envelope.receipt())
+                waiting = receipts.record(self._ledger, self._consent, envelope.receipt())
             except Busy:
                 raise Defer("receipt_overtaken") from None
+            if waiting is not None:
+                # A death before this: the receipt comes again, says nothing new, and gets here.
+                resume(self._runtime, self._queues, waiting)
             return None
         if envelope.kind == "unreadable":
             self._archive.quarantine(envelope.payload, envelope.received_at)

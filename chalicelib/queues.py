@@ -23,7 +23,7 @@ from chalicelib.messages import (
 from chalicelib.runtime import Runtime
 
 T = TypeVar("T")
-Kind = Literal["inbound", "outgoing", "receipt", "unreadable"]
+Kind = Literal["inbound", "outgoing", "receipt", "unreadable", "settle", "resume"]
 
 PROCESSING = "processing"
 OUTBOUND = "outbound.fifo"
@@ -50,7 +50,12 @@ class Envelope:
     `conversation` is its hash and the FIFO group; `id` is the message's id, "" for receipts and
     unreadable payloads; `received_at` (unix seconds) is when our door had it; `callback_url` is
     where this provider's receipts go, without the reference. `payload` is the message as data:
-    read it with `inbound`, `outgoing` or `receipt`.
+    read it with `inbound`, `outgoing` or `receipt`. `redriven_at` (unix seconds) is when somebody
+    put it back on its queue: age counts from then.
+
+    Two kinds speak of a reply and carry no words, since the ledger has them: `settle`, for
+    processing, that a part is unknown (`payload` says which, for whoever reads the queue: the
+    ledger's state decides); `resume`, for the sender, that parts wait behind one that was settled.
     """
 
     kind: Kind
@@ -59,6 +64,7 @@ class Envelope:
     received_at: float
     payload: Mapping[str, Any]
     callback_url: str = ""
+    redriven_at: float | None = None
 
     def body(self) -> str:
         return json.dumps(asdict(self), separators=(",", ":"))
@@ -91,8 +97,8 @@ class Envelope:
             envelope.kind not in get_args(Kind)
             or not isinstance(envelope.payload, dict)
             or not all(isinstance(text, str) for text in texts)
-            or not isinstance(envelope.received_at, int | float)
-            or not 0 <= envelope.received_at < _END_OF_TIME
+            or not _is_time(envelope.received_at)
+            or not (envelope.redriven_at is None or _is_time(envelope.redriven_at))
         ):
             raise EnvelopeError("not an envelope")
         return envelope
@@ -202,6 +208,10 @@ class Queues:
         elif delay:
             entry["DelaySeconds"] = delay
         return entry
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value < _END_OF_TIME
 
 
 def _chunks(envelopes: Sequence[tuple[Envelope, str]]) -> list[list[tuple[Envelope, str]]]:

@@ -4,15 +4,16 @@ consent, where they say that the person opted out."""
 from __future__ import annotations
 
 from chalicelib.consent import ConsentList
-from chalicelib.ledger import Ledger
+from chalicelib.ledger import Ledger, Reply
 from chalicelib.messages import DeliveryReceipt, parse_reference
 from chalicelib.observing import count, log
 from chalicelib.providers import provider_named
 
 
-def record(ledger: Ledger, consent: ConsentList, receipt: DeliveryReceipt) -> None:
-    """Writes one receipt down. One for a message that nobody knows is logged, counted and done
-    with: asking for it again would not make it known.
+def record(ledger: Ledger, consent: ConsentList, receipt: DeliveryReceipt) -> Reply | None:
+    """Writes one receipt down; returns the reply if that settled its unknown part and others wait
+    behind it. One for a message that nobody knows is logged, counted and done with: asking for it
+    again would not make it known.
 
     An opt-out is recorded first and whatever the ledger has already: a receipt that comes again,
     after a death in between, is `stale` there.
@@ -21,7 +22,8 @@ def record(ledger: Ledger, consent: ConsentList, receipt: DeliveryReceipt) -> No
         reason = provider_named(receipt.provider).reason_of(receipt.error)
         if reason == "opted_out":
             _record_opt_out(ledger, consent, receipt)
-    result = ledger.receive(receipt)
+    received = ledger.receive(receipt)
+    result = received.result
     count("Receipts", provider=receipt.provider, reason=receipt.status)
     if result == "stranger":
         count("StrangeReceipts", provider=receipt.provider)
@@ -40,6 +42,8 @@ def record(ledger: Ledger, consent: ConsentList, receipt: DeliveryReceipt) -> No
             reason=receipt.status,
             code=receipt.error,
         )
+    reply = received.reply
+    return reply if reply is not None and reply.to_be_resumed else None
 
 
 def _record_opt_out(ledger: Ledger, consent: ConsentList, receipt: DeliveryReceipt) -> None:

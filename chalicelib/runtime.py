@@ -109,7 +109,9 @@ class Runtime:
         import boto3
         from botocore.config import Config
 
-        # Repeating is safe: every write of ours is conditional or recognises itself.
+        # Repeating is safe, even where the first request was served and its answer lost: every
+        # write to the table is conditional or recognises itself, an object is put as it was, and a
+        # message that is on a queue twice is worked on once.
         config = Config(
             connect_timeout=0.4 if self._hurry else 1.0,
             read_timeout=0.7 if self._hurry else 2.0,
@@ -138,7 +140,8 @@ def _bounded(limits: httpx.Limits) -> httpx.BaseTransport:
     """A transport whose answers end in time as a whole.
 
     httpx bounds each read; a peer that sends a byte now and then would hold a function until
-    Lambda ends it.
+    Lambda ends it. No connection is tried a second time by the transport: whoever calls knows
+    what a repetition is worth, and by when it has to have an answer.
     """
     import httpx
 
@@ -164,7 +167,7 @@ def _bounded(limits: httpx.Limits) -> httpx.BaseTransport:
             response.stream = Body(response.stream, end)
             return response
 
-    return Transport(limits=limits, trust_env=False)
+    return Transport(limits=limits, trust_env=False, retries=0)
 
 
 def is_transient(error: BaseException) -> bool:

@@ -5,20 +5,23 @@ For one message, and what a death after each step leaves behind:
     open the ledger     nothing was decided; the next try goes on from here
     apply consent       written by its own time; writing it again changes nothing
     ask for the words   nothing was promised; asking again is harmless (idempotency key)
-    store the words     the next try sends these and asks nobody
     read consent
-    claim the part      `sending` until the lease ends, then `unknown`: never sent again blindly
+    claim the part      `sending` until the lease ends, then `unknown`: never sent again blindly;
+                        the first claim stores the words, and the next try asks nobody
     send                likewise
-    write the outcome   done; the next try finds it done
+    write the outcome   done; the next try finds it done, or unknown
+    ask to settle       where it is unknown; the next try finds it so and asks again
+
+A `resume` is about a reply whose unknown part was settled: it goes on as if its message had come
+again.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -26,9 +29,9 @@ from chalicelib import text
 from chalicelib.batches import Batch, Defer, GiveUp, LambdaContext
 from chalicelib.config import Settings, load
 from chalicelib.consent import ConsentList, event_in
-from chalicelib.ledger import Busy, Ledger, PartEntry, Reply
+from chalicelib.ledger import Busy, Ledger, PartEntry, Reply, draft
 from chalicelib.loops import LoopGuard
-from chalicelib.messages import ConsentEvent, InboundMessage, MessageId, OutgoingMessage, Part
+from chalicelib.messages import ConsentEvent, InboundMessage, MessageId, OutgoingMessage
 from chalicelib.observing import count, log
 from chalicelib.pacing import Breaker, Permit
 from chalicelib.providers import provider_named
@@ -36,16 +39,18 @@ from chalicelib.providers.base import (
     OutcomeUnknown,
     Provider,
     Rejected,
-    Sent,
     Throttled,
     Unavailable,
 )
-from chalicelib.queues import DEAD_LETTERS, OUTBOUND, Envelope, Queues
+from chalicelib.queues import DEAD_LETTERS, OUTBOUND, PROCESSING, Envelope, Queues
 from chalicelib.replies import Answer, Refused, Replies, words
 from chalicelib.runtime import NotReady, Runtime, at_most, is_transient
+from chalicelib.settling import CONFIRMATION_MAX_AGE, part_of, seconds_left, settle_later
 from chalicelib.table import Table
 from chalicelib.vault import Vault
 from chalicelib.yours.replies import reply as own_reply
+
+T = TypeVar("T")
 
 # Seconds that one read or write of the table may take, its repetitions included.
 WRITING = 9.0
@@ -53,8 +58,6 @@ WRITING = 9.0
 CALLING = at_most(10.0) + 1
 # A claim is taken for dead this long after the end of the invocation that made it.
 LEASE_MARGIN = 5.0
-# A confirmation of an opt-out comes at once or not at all.
-CONFIRMATION_MAX_AGE = 300.0
 
 
 class Sender:
@@ -67,6 +70,7 @@ class Sender:
         self._queues = Queues(runtime, settings.stage)
         self._queues.url(OUTBOUND)
         self._queues.url(DEAD_LETTERS[OUTBOUND])
+        self._queues.url(PROCESSING)
         self._table = Table(runtime, settings.stage)
         self._ledger = Ledger(self._table, runtime, keep_days=settings.message_days)
         self._consent = ConsentList(self._table, self._vault.keys(), settings.brand)
@@ -104,48 +108,64 @@ class Sender:
         return batch.finish()
 
     def _answer(self, envelope: Envelope, lease_until: float) -> None:
+        reply = self._reply_of(envelope)
+        if reply is None:
+            return
         try:
-            self._answer_once(envelope, lease_until)
+            self._answer_once(envelope, reply, lease_until)
         except Busy:
             raise Defer("held_by_another") from None
         except Defer as defer:
-            left = self._longest(envelope.kind) - (self._runtime.now() - envelope.received_at)
+            left = seconds_left(reply, self._settings, self._runtime.now())
             if defer.after is None or left <= 0:
                 # (What is too old already waits for a claim to end, and no sooner.)
                 raise
             # No longer than the reply may be sent at all: what is too old is to be recorded so.
             raise Defer(defer.reason, min(defer.after, left + 1)) from None
 
-    def _answer_once(self, envelope: Envelope, lease_until: float) -> None:
+    def _reply_of(self, envelope: Envelope) -> Reply | None:
+        """The reply that a message is about, if anything may be left to do for it."""
         id_ = MessageId.parse(envelope.id)
-        if envelope.kind not in ("inbound", "outgoing") or id_ is None:
+        if envelope.kind not in ("inbound", "outgoing", "resume") or id_ is None:
             raise GiveUp("unexpected_kind")
         if not self._ledger.alive(envelope.received_at):
             # Its ledger item may be gone, and with it the proof that it was answered.
             count("NotAnswered", reason="older_than_ledger")
             log("ERROR", "older_than_ledger", id=envelope.id)
-            return
-        message = _readable(envelope)
-        reply = self._ledger.open(
-            id_,
-            kind=envelope.kind,
-            provider=message.provider,
-            ours=message.ours,
-            theirs=message.theirs,
-            callback_url=envelope.callback_url,
-            received_at=envelope.received_at,
-        )
-        if reply.outcome:
-            return
-        if reply.provider not in self._providers and self._too_old(reply):
-            self._close(reply, "expired")
-            return
-        provider = self._provider(reply.provider)
+            return None
+        if envelope.kind == "resume":
+            reply = self._ledger.find(id_)
+        else:
+            message = _readable(envelope)
+            reply = self._ledger.open(
+                id_,
+                kind=envelope.kind,
+                provider=message.provider,
+                ours=message.ours,
+                theirs=message.theirs,
+                callback_url=envelope.callback_url,
+                received_at=envelope.received_at,
+            )
+        if reply is None or reply.outcome:
+            return None
+        if envelope.redriven_at is None:
+            return reply
+        return replace(reply, redriven_at=max(envelope.redriven_at, reply.redriven_at or 0.0))
+
+    def _answer_once(self, envelope: Envelope, reply: Reply, lease_until: float) -> None:
         if reply.parts is None:
-            reply = self._decide(message, provider, reply)
-        for part in reply.parts or ():
-            if reply.outcome or not self._send(reply, part, provider, lease_until):
+            if envelope.kind == "resume":
                 return
+            if reply.provider not in self._providers and self._too_old(reply):
+                self._close(reply, "expired")
+                return
+            provider = self._provider(reply.provider)
+            reply = self._decide(_readable(envelope), provider, reply)
+        for part in reply.parts or ():
+            if reply.outcome or not self._send(reply, part, lease_until):
+                return
+            # Whoever sent the first part stored the others with it.
+            reply = replace(reply, drafted=False)
 
     def _provider(self, name: str) -> Provider:
         if name not in self._providers:
@@ -157,13 +177,13 @@ class Sender:
     def _decide(
         self, message: InboundMessage | OutgoingMessage, provider: Provider, reply: Reply
     ) -> Reply:
-        """The reply with its words stored, or closed without any."""
+        """The reply with its words, which its first claim will store, or closed without any."""
         if isinstance(message, OutgoingMessage):
             try:
                 answer = Answer.model_validate({"text": message.text, "media": message.media})
             except ValidationError:
                 return self._close(reply, "failed: invalid_request")
-            return self._store(reply, answer, provider)
+            return self._draft(reply, answer, provider)
         event = self._consent_event(message)
         if event is not None:
             self._apply(event, message, reply)
@@ -172,18 +192,20 @@ class Sender:
             if event == "stop":
                 return self._confirm(reply, provider)
             if event == "help" and self._settings.help_text:
-                return self._store(reply, Answer(text=self._settings.help_text), provider)
+                return self._draft(reply, Answer(text=self._settings.help_text), provider)
         if self._consent.opted_out(reply.theirs):
             # (Read again before each claim; here, so that nobody is asked in vain.)
             return self._close(reply, "refused: opted_out")
         if self._too_old(reply):
             return self._close(reply, "expired")
+        # (Needed for the claim; here, so that nobody is asked in vain.)
+        self._vault.secrets(provider.name)
         self._breaker.ask(provider.name)
         try:
             answer = self._replies.ask(str(reply.id), message)
         except Refused as refused:
             return self._close(reply, f"refused_by_reply_api: {refused.code}")
-        return self._store(reply, answer, provider, automatic=True)
+        return self._draft(reply, answer, provider, automatic=True)
 
     def _consent_event(self, message: InboundMessage) -> ConsentEvent | None:
         event = message.consent_hint or event_in(message.text)
@@ -208,9 +230,9 @@ class Sender:
         if self._runtime.now() - reply.received_at > CONFIRMATION_MAX_AGE:
             return self._close(reply, "no_reply: stop")
         answer = Answer(text=self._settings.stop_text)
-        return self._store(reply, answer, provider, confirmation=True)
+        return self._draft(reply, answer, provider, confirmation=True)
 
-    def _store(
+    def _draft(
         self,
         reply: Reply,
         answer: Answer,
@@ -227,22 +249,25 @@ class Sender:
             return self._close(reply, "no_reply")
         if automatic and self._loops.holds_back(reply.id, reply.received_at):
             return self._close(reply, "refused: loop")
-        return self._ledger.store_words(reply, parts, confirmation=confirmation)
+        return draft(reply, parts, confirmation=confirmation)
 
     # -- saying it ----------------------------------------------------------------------------
 
-    def _send(self, reply: Reply, part: PartEntry, provider: Provider, lease_until: float) -> bool:
+    def _send(self, reply: Reply, part: PartEntry, lease_until: float) -> bool:
         """Sends one part if it is to be sent; whether the next one may follow."""
         if part.state == "sent":
             return True
         if part.state == "sending":
             return self._wait_or_give_up(reply, part)
+        if part.state == "unknown":
+            settle_later(self._queues, reply, part)
         if part.state != "waiting":
             return False
         if self._too_old(reply):
             sent = part.number - 1
             self._close(reply, f"expired: after {sent} of its parts" if sent else "expired")
             return False
+        provider = self._provider(reply.provider)
         secrets = self._vault.secrets(provider.name)
         end = lease_until - LEASE_MARGIN
         permit = self._breaker.permit(provider.name, until=end)
@@ -252,12 +277,20 @@ class Sender:
             return False
         # A claim that the end of the invocation cuts off would be an unknown send.
         if end - self._runtime.now() < 2 * WRITING + CALLING:
+            if reply.drafted:
+                # A slow reply API is not to be asked again, and again be too slow.
+                self._ledger.store_words(reply)
             raise Defer("no_time_left", after=0)
-        claimed = self._ledger.claim(
-            reply, part, owner=self._runtime.new_id(), lease_until=lease_until
+        owner = self._runtime.new_id()
+        request = provider.request(part_of(reply, part))
+        claimed = self._written(
+            lambda: self._ledger.claim(
+                reply, part, owner=owner, lease_until=lease_until, request=request
+            ),
+            until=end - CALLING - WRITING,
         )
         if end - self._runtime.now() < CALLING + WRITING:
-            self._ledger.put_back(reply, claimed)
+            self._put_back(reply, claimed)
             raise Defer("no_time_left", after=0)
         with permit:
             return self._hand_over(reply, claimed, provider, secrets, permit)
@@ -280,32 +313,26 @@ class Sender:
     ) -> bool:
         """Calls the provider, once, and writes down what came of it."""
         reference = reply.id.part(part.number)
+        validity = max(1, int(seconds_left(reply, self._settings, self._runtime.now())))
         try:
             sent = permit.call(
                 provider.send,
-                Part(
-                    reference=reference,
-                    sender=reply.ours,
-                    recipient=reply.theirs,
-                    text=part.text,
-                    callback_url=f"{reply.callback_url}?reference={reference}",
-                    media=part.media,
-                    started_at=part.started_at,
-                ),
+                part_of(reply, part, validity=validity),
                 secrets,
                 self._runtime.http,
             )
         except (Throttled, Unavailable) as error:
-            self._ledger.put_back(reply, part)
+            self._put_back(reply, part)
             if error.reason == "credentials":
                 self._vault.refreshed(provider.name)
             count("SendsDeferred", provider=provider.name, reason=error.reason)
             after = error.retry_after if isinstance(error, Throttled) else None
             raise Defer(f"provider: {error.reason}", after) from error
         except Rejected as error:
-            if error.reason == "opted_out":
-                self._record_opt_out(reply, part, error.code)
-            self._ledger.failed(reply, part, reason=error.reason, code=error.code)
+            reason, code = error.reason, error.code
+            if reason == "opted_out":
+                self._outcome(lambda: self._record_opt_out(reply, part, code), part)
+            self._outcome(lambda: self._ledger.failed(reply, part, reason=reason, code=code), part)
             count("SendsRejected", provider=provider.name, reason=error.reason)
             log("WARNING", "rejected", id=reference, reason=error.reason, code=error.code)
             return False
@@ -315,7 +342,7 @@ class Sender:
             # A bug of ours, somewhere around a call that may have been made.
             log("ERROR", "unexpected_error", id=reference, error=error)
             return self._unknown(reply, part, "unexpected_error")
-        self._record_sent(reply, part, sent)
+        self._outcome(lambda: self._ledger.sent(reply, part, sent.id), part)
         count("Sent", provider=provider.name)
         log("INFO", "sent", id=reference, provider=provider.name)
         return True
@@ -331,20 +358,25 @@ class Sender:
             id_=str(reply.id),
         )
 
-    def _record_sent(self, reply: Reply, part: PartEntry, sent: Sent) -> None:
-        """Only this write says that it is sent, so it is tried for as long as the claim lives.
+    def _put_back(self, reply: Reply, part: PartEntry) -> None:
+        self._outcome(lambda: self._ledger.put_back(reply, part), part)
+
+    def _outcome(self, write: Callable[[], T], part: PartEntry) -> T:
+        """Only this write says what came of a claim, so it is tried for as long as the claim lives.
         Where it fails the part becomes unknown, unless a receipt comes first."""
-        for attempt in itertools.count():
+        return self._written(write, until=(part.lease_until or 0) - LEASE_MARGIN)
+
+    def _written(self, write: Callable[[], T], until: float) -> T:
+        """A write that is tried again until it is heard of: each knows itself when it was done."""
+        wait = 0.2
+        while True:
             try:
-                self._ledger.sent(reply, part, sent.id)
+                return write()
             except Exception as error:
-                wait = min(0.2 * 2**attempt, 3.0)
-                left = (part.lease_until or 0) - LEASE_MARGIN - self._runtime.now()
-                if not is_transient(error) or wait + WRITING > left:
+                if not is_transient(error) or self._runtime.now() + wait + WRITING > until:
                     raise
                 self._runtime.sleep(wait)
-            else:
-                return
+                wait = min(2 * wait, 3.0)
 
     def _wait_or_give_up(self, reply: Reply, part: PartEntry) -> bool:
         """For a part that somebody claimed: later while the claim lives, unknown after it."""
@@ -354,11 +386,14 @@ class Sender:
         return self._unknown(reply, part, "lease_ended")
 
     def _unknown(self, reply: Reply, part: PartEntry, reason: str) -> bool:
-        """Lists the part, unless a receipt came first: then the next one may follow."""
-        if self._ledger.unknown(reply, part, reason=reason).state == "sent":
+        """Lists the part and has it looked for, unless a receipt came first: then the next one may
+        follow."""
+        entry = self._outcome(lambda: self._ledger.unknown(reply, part, reason=reason), part)
+        if entry.state == "sent":
             return True
         count("UnknownSends", provider=reply.provider, reason=reason)
         log("ERROR", "outcome_unknown", id=reply.id.part(part.number), reason=reason)
+        settle_later(self._queues, reply, part)
         return False
 
     def _close(self, reply: Reply, outcome: str) -> Reply:
@@ -369,13 +404,7 @@ class Sender:
         return closed
 
     def _too_old(self, reply: Reply) -> bool:
-        limit = CONFIRMATION_MAX_AGE if reply.confirmation else self._longest(reply.kind)
-        return self._runtime.now() - reply.received_at > limit
-
-    def _longest(self, kind: str) -> float:
-        """Seconds after which a reply is not sent any more."""
-        settings = self._settings
-        return settings.message_max_age if kind == "outgoing" else settings.reply_max_age
+        return seconds_left(reply, self._settings, self._runtime.now()) < 0
 
 
 def _readable(envelope: Envelope) -> InboundMessage | OutgoingMessage:

@@ -73,6 +73,26 @@ class Table:
                 return found
         raise ReadIncomplete(f"{len(left)} keys unread")
 
+    def query(self, pk: str, prefix: str) -> list[Item]:
+        """All items with this partition key whose sort key begins so, in the order of the latter.
+
+        https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_Query.html
+        """
+        found: list[Item] = []
+        following: dict[str, Any] = {}
+        while True:
+            answer = self._runtime.dynamodb.query(
+                TableName=self._name,
+                KeyConditionExpression="pk = :pk AND begins_with(sk, :prefix)",
+                ExpressionAttributeValues=self._write({":pk": pk, ":prefix": prefix}),
+                ConsistentRead=True,
+                **following,
+            )
+            found += [self._read(item) for item in answer["Items"]]
+            if "LastEvaluatedKey" not in answer:
+                return found
+            following = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
+
     def insert(self, item: Item) -> Item | None:
         """Puts the item where none has its key; returns what was there instead, or None."""
         client = self._runtime.dynamodb

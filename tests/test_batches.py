@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Barrier
 from typing import Any, TypeVar
 
@@ -28,7 +28,7 @@ from chalicelib.batches import (
     Record,
 )
 from chalicelib.messages import MessageId
-from chalicelib.queues import DEAD_LETTERS, OUTBOUND, PROCESSING, Envelope, Queues
+from chalicelib.queues import DEAD_LETTERS, OUTBOUND, PROCESSING, Envelope, Kind, Queues
 from chalicelib.runtime import NotReady, Runtime
 from chalicelib.table import ReadIncomplete, Table
 from chalicelib.vault import SecretError
@@ -72,6 +72,7 @@ def batch(
     seconds: float = 60,
     reporting: bool = True,
     give_up_after: float | None = None,
+    but_never: Sequence[Kind] = (),
 ) -> Batch:
     return Batch(
         runtime,
@@ -82,6 +83,7 @@ def batch(
         Context(runtime, seconds),
         reporting=reporting,
         give_up_after=give_up_after,
+        but_never=but_never,
     )
 
 
@@ -334,6 +336,28 @@ def test_what_is_deferred_for_too_long_is_given_up(
     assert [history(one)["reason"] for one in dead(runtime, PROCESSING)] == (
         ["too_old: lookup: line"] if buried else []
     )
+
+
+def test_a_kind_that_ends_by_itself_is_not_given_up(runtime: FakeRuntime) -> None:
+    runtime.clock = NOW + 7200
+    work = Work(runtime, a1=Defer("lookup: line"))
+    options: dict[str, Any] = {"queue": PROCESSING, "give_up_after": 3600}
+    assert handle(runtime, of("a1"), work, but_never=["inbound"], **options) == ["m0"]
+    assert handle(runtime, of("a1"), work, but_never=["settle"], **options) == []
+
+
+def test_age_counts_from_when_it_was_redriven(runtime: FakeRuntime) -> None:
+    # GIVEN a message that is two hours old and was put back a moment ago
+    runtime.clock = NOW + 7200
+    envelope = replace(Envelope.parse(body("a1", "a")), redriven_at=NOW + 7100)
+    work = Work(runtime, a1=Defer("lookup: line"))
+    event = sqs_event([envelope.body()])
+    assert handle(runtime, event, work, queue=PROCESSING, give_up_after=3600) == ["m0"]
+    runtime.clock = NOW + 7100 + 3601
+    assert handle(runtime, event, work, queue=PROCESSING, give_up_after=3600) == []
+    assert [history(one)["reason"] for one in dead(runtime, PROCESSING)] == [
+        "too_old: lookup: line"
+    ]
 
 
 def test_without_such_a_limit_a_deferral_has_no_end(runtime: FakeRuntime) -> None:

@@ -14,7 +14,7 @@ HASH = "9f" * 32
 REQUIRED = {
     "authorizer": {"CREDENTIAL_HASHES": "{}"},
     "receiver": {"SPILLWAY_STAGE": "dev", "PROVIDERS": "twilio"},
-    "processing": {"SPILLWAY_STAGE": "dev"},
+    "processing": {"SPILLWAY_STAGE": "dev", "PROVIDERS": "twilio"},
     "sender": {"SPILLWAY_STAGE": "dev", "PROVIDERS": "twilio"},
 }
 FIELDS = {variable: field for field, (variable, *_) in _TABLE.items()}
@@ -57,6 +57,8 @@ GOOD: list[tuple[str, str, Any]] = [
     ("LOOKUP_MAX_AGE", "43200", 43_200.0),
     ("STOP_TEXT", "Good-bye.", "Good-bye."),
     ("HELP_TEXT", "Ask.", "Ask."),
+    ("UNKNOWN_SENDS", "hold", "hold"),
+    ("UNKNOWN_SENDS", "resend", "resend"),
     ("MESSAGE_DAYS", "30", 30),
     ("REPORT_BATCH_ITEM_FAILURES", "true", True),
     ("REPORT_BATCH_ITEM_FAILURES", "false", False),
@@ -137,6 +139,8 @@ BAD: list[tuple[str, str, str]] = [
     ("LOOKUP_MAX_AGE", "0", "above 0"),
     ("LOOKUP_MAX_AGE", "43201", "at most 43200"),
     ("LOOKUP_MAX_AGE", "nan", "above 0"),
+    ("UNKNOWN_SENDS", "heron", "hold"),
+    ("UNKNOWN_SENDS", "RESEND", "resend"),
     ("MESSAGE_DAYS", "29", "at least 30"),
     ("MESSAGE_DAYS", "heron", "at least 30"),
     ("REPORT_BATCH_ITEM_FAILURES", "heron", "true or false"),

@@ -200,7 +200,7 @@ RESOURCES = {
                 "processing": CONSUME | PUT,
                 "outbound": PUT,
                 "processing-dlq": PUT,
-                "table": KEEP,
+                "table": KEEP | {"dynamodb:Query"},
                 "archive": {"s3:PutObject"},
                 "secrets": FETCH,
             },

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 from botocore.exceptions import ReadTimeoutError
 
-from chalicelib.ledger import DAY, Busy, Ledger, PartEntry, Reply, State
+from chalicelib.ledger import DAY, Busy, Ledger, PartEntry, Reply, State, draft
 from chalicelib.messages import DeliveryReceipt, MessageId, Status
 from chalicelib.table import Conflict, Table
 from tests.fakes import (
@@ -26,8 +26,9 @@ pytestmark = pytest.mark.usefixtures("says_nothing")
 
 ID = MessageId("c" * 24, "0" * 23 + "7")
 LEASE = NOW + 65
-# All that a step of a part needs of its reply is whose it is.
-REPLY = Reply(ID, "inbound", "twilio", OURS, THEIRS, "", NOW, "", False, None)
+# All that a step of a part needs of its reply is whose it is, and how many there are: one.
+ENTRY = PartEntry(1, "", (), "sending", 0, "me", LEASE, NOW, "", "", "")
+REPLY = Reply(ID, "inbound", "twilio", OURS, THEIRS, "", NOW, "", False, (ENTRY,))
 
 
 @pytest.fixture
@@ -47,9 +48,27 @@ def opened(ledger: Ledger, received_at: float = NOW) -> Reply:
     )
 
 
+def words(*texts: str) -> list[tuple[str, tuple[str, ...]]]:
+    return [(text, ()) for text in texts or ("heron",)]
+
+
 def with_words(ledger: Ledger, *texts: str) -> Reply:
-    words = [(text, ()) for text in texts or ("heron",)]
-    return ledger.store_words(opened(ledger), words)
+    """A reply of which no part was claimed yet. (The words of a real one come with a claim.)"""
+    reply = draft(opened(ledger), words(*texts))
+    ledger.claim(reply, (reply.parts or ())[0], owner="", lease_until=0)
+    return unclaimed(ledger)
+
+
+def unclaimed(ledger: Ledger) -> Reply:
+    item = ledger._table.update(
+        (f"C#{ID.conversation}", f"OUT#{ID.message}"),
+        "SET parts.#one.#state = :waiting REMOVE parts.#one.#owner, parts.#one.lease_until,"
+        " parts.#one.started_at, parts.#one.first_started_at",
+        names={"#one": "1", "#state": "state", "#owner": "owner"},
+        values={":waiting": "waiting"},
+    )
+    assert item["parts"]["1"]["attempt"] == 0
+    return found(ledger)
 
 
 def found(ledger: Ledger) -> Reply:
@@ -99,16 +118,35 @@ def test_a_reply_is_opened_once_and_keeps_the_first_receipts_time(
     assert stored(runtime)["expires_at"] == NOW + 400 * DAY
 
 
-def test_the_first_words_win(ledger: Ledger) -> None:
-    reply = opened(ledger)
-    mine = ledger.store_words(reply, [("heron one", ()), ("heron two", ("https://a/1",))])
-    theirs = ledger.store_words(reply, [("other words", ())], confirmation=True)
-    assert mine == theirs == found(ledger)
-    assert [(one.number, one.text, one.media) for one in mine.parts or ()] == [
-        (1, "heron one", ()),
-        (2, "heron two", ("https://a/1",)),
+def test_words_are_stored_with_the_first_claim(runtime: FakeRuntime, ledger: Ledger) -> None:
+    reply = draft(
+        opened(ledger), [("heron one", ()), ("heron two", ["https://a/1"])], confirmation=True
+    )
+    assert found(ledger).parts is None
+    runtime.clock += 3
+    mine = ledger.claim(reply, (reply.parts or ())[0], owner="me", lease_until=LEASE, request="{}")
+
+    there = found(ledger)
+    assert [(one.number, one.text, one.media, one.state) for one in there.parts or ()] == [
+        (1, "heron one", (), "sending"),
+        (2, "heron two", ("https://a/1",), "waiting"),
     ]
-    assert not mine.confirmation
+    assert mine == part(ledger)
+    assert (mine.owner, mine.attempt, mine.lease_until, mine.request) == ("me", 0, LEASE, "{}")
+    assert mine.started_at == mine.first_started_at == NOW + 3
+    assert there.confirmation
+    assert not there.drafted
+    assert not there.listed
+
+
+def test_the_first_words_win(ledger: Ledger) -> None:
+    # GIVEN two who asked what to say, and were told different things
+    one, two = (draft(opened(ledger), words(text)) for text in ("heron one", "heron two"))
+    ledger.claim(one, (one.parts or ())[0], owner="me", lease_until=LEASE)
+    # THEN the second says nothing
+    with pytest.raises(Busy):
+        ledger.claim(two, (two.parts or ())[0], owner="other", lease_until=LEASE)
+    assert (part(ledger).text, part(ledger).owner) == ("heron one", "me")
 
 
 def test_words_come_back_in_order_beyond_nine(ledger: Ledger) -> None:
@@ -116,27 +154,29 @@ def test_words_come_back_in_order_beyond_nine(ledger: Ledger) -> None:
     assert [one.number for one in reply.parts or ()] == list(range(1, 13))
 
 
-def test_a_confirmation_stays_one(ledger: Ledger) -> None:
-    ledger.store_words(opened(ledger), [("heron", ())], confirmation=True)
-    assert opened(ledger).confirmation
-
-
 def test_no_words_for_a_reply_that_has_ended(ledger: Ledger) -> None:
-    reply = opened(ledger)
+    reply = draft(opened(ledger), words())
     ledger.close(reply, "no_reply")
-    late = ledger.store_words(reply, [("heron", ())])
-    assert (late.state, late.parts) == ("no_reply", None)
+    with pytest.raises(Busy):
+        ledger.claim(reply, (reply.parts or ())[0], owner="me", lease_until=LEASE)
+    assert (found(ledger).state, found(ledger).parts) == ("no_reply", None)
+
+
+def test_a_draft_is_closed_without_its_words(ledger: Ledger) -> None:
+    reply = draft(opened(ledger), words("heron 1", "heron 2"))
+    assert ledger.close(reply, "expired").outcome == "expired"
+    assert found(ledger).parts is None
 
 
 def test_a_reply_whose_item_is_gone_takes_nothing(ledger: Ledger) -> None:
     # GIVEN a reply that was read, and whose item was then removed by a person
     reply = replace(opened(ledger), id=MessageId("d" * 24, "d" * 24))
-    entry = PartEntry(1, "", (), "sending", 0, "me", LEASE, NOW, "", "", "")
     steps: list[Callable[[], object]] = [
-        lambda: ledger.store_words(reply, [("heron", ())]),
         lambda: ledger.close(reply, "expired"),
-        lambda: ledger.claim(reply, entry, owner="me", lease_until=LEASE),
-        lambda: ledger.sent(reply, entry, "SM1"),
+        lambda: ledger.claim(reply, ENTRY, owner="me", lease_until=LEASE),
+        lambda: ledger.claim(draft(reply, words()), ENTRY, owner="me", lease_until=LEASE),
+        lambda: ledger.sent(reply, ENTRY, "SM1"),
+        lambda: ledger.found(reply, ENTRY, "SM1"),
     ]
     for step in steps:
         with pytest.raises(Busy):
@@ -166,8 +206,8 @@ def test_closing_ends_what_waits_and_nobody_claims_it(ledger: Ledger) -> None:
 
 
 def test_closing_after_part_1_was_sent(ledger: Ledger) -> None:
-    with_words(ledger, "heron 1", "heron 2")
-    ledger.sent(REPLY, claimed(ledger), "SM1")
+    reply = with_words(ledger, "heron 1", "heron 2")
+    ledger.sent(reply, claimed(ledger), "SM1")
     assert ledger.close(found(ledger), "refused: opted_out").outcome == "refused: opted_out"
 
 
@@ -239,7 +279,7 @@ def sent_(ledger: Ledger) -> PartEntry:
 
 def proven_(ledger: Ledger) -> PartEntry:
     mine = claimed(ledger)
-    assert ledger.receive(receipt("sent")) == "recorded"
+    assert ledger.receive(receipt("sent")).result == "recorded"
     return mine
 
 
@@ -255,6 +295,24 @@ def unknown_(ledger: Ledger) -> PartEntry:
     return mine
 
 
+def given_up_(ledger: Ledger) -> PartEntry:
+    mine = unknown_(ledger)
+    ledger.give_up(REPLY, mine)
+    return mine
+
+
+def freed_(ledger: Ledger) -> PartEntry:
+    mine = unknown_(ledger)
+    ledger.not_sent(REPLY, mine)
+    return mine
+
+
+def unknown_again_(ledger: Ledger) -> PartEntry:
+    mine = freed_(ledger)
+    ledger.unknown(REPLY, claimed(ledger, "other"), reason="read_timeout")
+    return mine
+
+
 GIVEN: dict[str, Callable[[Ledger], PartEntry]] = {
     "waiting": waiting_,
     "my claim": sending_,
@@ -264,6 +322,9 @@ GIVEN: dict[str, Callable[[Ledger], PartEntry]] = {
     "my claim, then a receipt": proven_,
     "failed": failed_,
     "my claim, declared dead": unknown_,
+    "dead, then given up": given_up_,
+    "dead, then not sent": freed_,
+    "dead, not sent, unknown again": unknown_again_,
 }
 STEPS: dict[str, Callable[[Ledger, PartEntry], object]] = {
     "claim again": lambda ledger, mine: ledger.claim(REPLY, mine, owner="me", lease_until=LEASE),
@@ -274,21 +335,42 @@ STEPS: dict[str, Callable[[Ledger, PartEntry], object]] = {
     "failed": lambda ledger, mine: ledger.failed(REPLY, mine, reason="landline", code="30006"),
     "put back": lambda ledger, mine: ledger.put_back(REPLY, mine),
     "unknown": lambda ledger, mine: ledger.unknown(REPLY, mine, reason="lease_ended"),
-    "receipt": lambda ledger, mine: ledger.receive(receipt()),
+    "receipt": lambda ledger, mine: ledger.receive(receipt()).result,
+    "found": lambda ledger, mine: ledger.found(REPLY, mine, "SM1"),
+    "taken for sent": lambda ledger, mine: ledger.taken_for_sent(REPLY, mine),
+    "not sent": lambda ledger, mine: ledger.not_sent(REPLY, mine),
+    "repeat": lambda ledger, mine: ledger.repeat(REPLY, mine),
+    "refused": lambda ledger, mine: ledger.refused(REPLY, mine, reason="landline", code="30006"),
+    "give up": lambda ledger, mine: ledger.give_up(REPLY, mine),
 }
+# What each settling step makes of a part that is unknown in this very attempt; of any other, none.
+SETTLING = ("sent", "sent", "waiting", "waiting", "failed", "failed")
+NOTHING = ("Busy",) * len(SETTLING)
 # What becomes of the part at each step: its state then; "Busy", or a receipt's "stale" or
 # "stranger" (for what was never handed over), where nothing changes;
 # "=" where the step was taken already or is overtaken by proof, which changes nothing either.
 TRANSITIONS: dict[str, tuple[str, ...]] = {
     # given         claim again, other claims, sent, failed, put back, unknown, receipt
-    "waiting": ("sending", "sending", "Busy", "Busy", "Busy", "Busy", "stranger"),
-    "my claim": ("=", "Busy", "sent", "failed", "waiting", "unknown", "sent"),
-    "put back": ("Busy", "sending", "Busy", "Busy", "=", "Busy", "sent"),
-    "put back, then other's claim": ("Busy", "Busy", "Busy", "Busy", "=", "Busy", "sent"),
-    "sent": ("Busy", "Busy", "=", "=", "=", "=", "sent"),
-    "my claim, then a receipt": ("Busy", "Busy", "sent", "=", "=", "=", "sent"),
-    "failed": ("Busy", "Busy", "-", "=", "Busy", "Busy", "stale"),
-    "my claim, declared dead": ("Busy", "Busy", "sent", "failed", "Busy", "=", "sent"),
+    "waiting": ("sending", "sending", "Busy", "Busy", "Busy", "Busy", "stranger", *NOTHING),
+    "my claim": ("=", "Busy", "sent", "failed", "waiting", "unknown", "sent", *NOTHING),
+    "put back": ("Busy", "sending", "Busy", "Busy", "=", "Busy", "sent", *NOTHING),
+    "put back, then other's claim": (
+        *("Busy", "Busy", "Busy", "Busy", "=", "Busy", "sent"),
+        *NOTHING,
+    ),
+    "sent": ("Busy", "Busy", "=", "=", "=", "=", "sent", *NOTHING),
+    "my claim, then a receipt": ("Busy", "Busy", "sent", "=", "=", "=", "sent", *NOTHING),
+    "failed": ("Busy", "Busy", "-", "=", "Busy", "Busy", "stale", *NOTHING),
+    "my claim, declared dead": (
+        *("Busy", "Busy", "sent", "failed", "waiting", "=", "sent"),
+        *SETTLING,
+    ),
+    "dead, then given up": ("Busy", "Busy", "=", "failed", "Busy", "Busy", "stale", *NOTHING),
+    "dead, then not sent": ("Busy", "sending", "Busy", "Busy", "=", "Busy", "sent", *NOTHING),
+    "dead, not sent, unknown again": (
+        *("Busy", "Busy", "Busy", "Busy", "=", "=", "sent"),
+        *NOTHING,
+    ),
 }
 
 
@@ -318,15 +400,17 @@ def test_every_step_in_every_state(
     else:
         STEPS[step](ledger, mine)
 
-    # THEN the part is where the table says, and unknown parts and they alone are listed
+    # THEN the part is where the table says, and what is unknown, or waits since it was, is listed
     after = stored(runtime)
     if expected in ("Busy", "stale", "stranger", "="):
         assert after == before
     else:
         assert after["parts"]["1"]["state"] == expected
         assert after != before
-    listed = after["parts"]["1"]["state"] == "unknown"
+    state = after["parts"]["1"]["state"]
+    listed = state == "unknown" or (state == "waiting" and "unknown_bucket" in before)
     assert ("unknown_bucket" in after) == ("unknown_since" in after) == listed
+    assert found(ledger).to_be_resumed == (listed and state == "waiting")
 
 
 def test_put_back_raises_the_attempt_and_frees_the_part(ledger: Ledger) -> None:
@@ -387,7 +471,10 @@ def test_a_failed_part_ends_the_reply(ledger: Ledger) -> None:
 # --- answers that were lost --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", ["open", "words", "close", *STEPS])
+ONCE = ("open", "words", "close", *tuple(STEPS)[: -len(SETTLING)])
+
+
+@pytest.mark.parametrize("step", ONCE)
 def test_a_step_whose_answer_was_lost_is_taken_again_without_harm(
     runtime: FakeRuntime, ledger: Ledger, step: str
 ) -> None:
@@ -399,7 +486,12 @@ def test_a_step_whose_answer_was_lost_is_taken_again_without_harm(
         mine = before if "claim" in step else claimed(ledger)
     take: Callable[[], object] = {
         "open": lambda: opened(ledger),
-        "words": lambda: ledger.store_words(reply, [("heron", ())]),  # type: ignore[arg-type]
+        "words": lambda: ledger.claim(
+            draft(reply, words()),  # type: ignore[arg-type]
+            ENTRY,
+            owner="me",
+            lease_until=LEASE,
+        ),
         "close": lambda: ledger.close(reply, "no_reply"),  # type: ignore[arg-type]
         "other claims": lambda: ledger.claim(REPLY, before, owner="another", lease_until=LEASE),
     }.get(step, lambda: STEPS[step](ledger, mine))
@@ -435,10 +527,10 @@ NEXT: dict[str, set[str]] = {
 def test_a_status_never_moves_backwards(ledger: Ledger, first: Status, second: Status) -> None:
     with_words(ledger)
     sent_(ledger)
-    assert ledger.receive(receipt(first, error="1")) == "recorded"
+    assert ledger.receive(receipt(first, error="1")).result == "recorded"
 
     moves = second in NEXT[first]
-    result = ledger.receive(receipt(second, error="2"))
+    result = ledger.receive(receipt(second, error="2")).result
 
     assert result == ("recorded" if moves else "stale")
     now = part(ledger)
@@ -446,13 +538,13 @@ def test_a_status_never_moves_backwards(ledger: Ledger, first: Status, second: S
     assert (now.state, now.provider_id) == ("sent", "SM1")
 
 
-@pytest.mark.parametrize("given", [name for name in GIVEN if name not in ("waiting", "failed")])
+@pytest.mark.parametrize("given", [name for name, row in TRANSITIONS.items() if row[6] == "sent"])
 def test_a_receipt_proves_that_the_provider_has_it(
     runtime: FakeRuntime, ledger: Ledger, given: str
 ) -> None:
     with_words(ledger)
     GIVEN[given](ledger)
-    assert ledger.receive(receipt("delivered")) == "recorded"
+    assert ledger.receive(receipt("delivered")).result == "recorded"
     now = part(ledger)
     assert (now.state, now.status) == ("sent", "delivered")
     assert now.provider_id == ("SM1" if given == "sent" else "SM-receipt")
@@ -463,31 +555,142 @@ def test_a_receipt_proves_that_the_provider_has_it(
         claimed(ledger)
 
 
-def test_a_reply_of_which_parts_are_left_stays_listed(runtime: FakeRuntime, ledger: Ledger) -> None:
+def test_a_reply_of_which_parts_are_left_stays_listed_until_the_next_is_claimed(
+    runtime: FakeRuntime, ledger: Ledger
+) -> None:
     # GIVEN part 1 unknown, and its message therefore gone from the queue
+    reply = with_words(ledger, "heron 1", "heron 2")
+    ledger.unknown(reply, claimed(ledger), reason="read_timeout")
+    # WHEN a receipt proves part 1, THEN somebody has to go on with part 2
+    received = ledger.receive(receipt("sent"))
+    assert received.reply == found(ledger)
+    assert received.reply.to_be_resumed
+    # AND a later one says so again, whether it says anything new or not
+    for _ in range(2):
+        received = ledger.receive(receipt("delivered"))
+        assert received.reply is not None
+        assert received.reply.to_be_resumed
+    # WHEN the sender takes it up
+    claimed(ledger, number=2)
+    assert not {"unknown_bucket", "unknown_since"} & set(stored(runtime))
+    assert not found(ledger).to_be_resumed
+
+
+def test_what_waits_to_be_resumed_is_listed_until_it_is_closed(
+    runtime: FakeRuntime, ledger: Ledger
+) -> None:
+    reply = with_words(ledger, "heron 1", "heron 2")
+    ledger.found(reply, unknown_(ledger), "SM1")
+    assert found(ledger).to_be_resumed
+    ledger.close(found(ledger), "expired: after 1 of its parts")
+    assert not {"unknown_bucket", "unknown_since"} & set(stored(runtime))
+
+
+def test_a_reply_with_an_unknown_part_is_not_closed(ledger: Ledger) -> None:
+    reply = with_words(ledger, "heron 1", "heron 2")
+    ledger.unknown(reply, claimed(ledger), reason="read_timeout")
+    with pytest.raises(Busy):
+        ledger.close(found(ledger), "expired")
+
+
+def test_an_owner_that_comes_back_leaves_the_rest_listed(ledger: Ledger) -> None:
+    # GIVEN a claim of part 1 that was taken for dead, whose message has left the queue
+    reply = with_words(ledger, "heron 1", "heron 2")
+    mine = claimed(ledger)
+    ledger.unknown(reply, mine, reason="lease_ended")
+    # WHEN its owner says that it is sent, and dies, THEN part 2 is not forgotten
+    ledger.sent(reply, mine, "SM1")
+    assert found(ledger).to_be_resumed
+
+
+def test_the_normal_case_is_never_to_be_resumed(ledger: Ledger) -> None:
+    reply = with_words(ledger, "heron 1", "heron 2")
+    mine = claimed(ledger)
+    for news in (receipt("queued"), receipt("sent")):
+        received = ledger.receive(news)
+        assert received.reply is not None
+        assert not received.reply.to_be_resumed
+    ledger.sent(reply, mine, "SM1")
+    assert not found(ledger).to_be_resumed
+
+
+def test_the_first_request_is_that_of_every_attempt(runtime: FakeRuntime, ledger: Ledger) -> None:
+    with_words(ledger)
+    mine = ledger.claim(REPLY, part(ledger), owner="me", lease_until=LEASE, request="first")
+    ledger.put_back(REPLY, mine)
+    runtime.clock += 60
+    again = ledger.claim(REPLY, part(ledger), owner="me", lease_until=LEASE, request="second")
+    assert (again.request, again.attempt) == ("first", 1)
+    assert (again.first_started_at, again.started_at) == (NOW, NOW + 60)
+
+
+def test_what_was_given_up_without_knowing_is_counted(ledger: Ledger) -> None:
+    with_words(ledger)
+    freed = ledger.repeat(REPLY, unknown_(ledger))
+    assert [(one.attempt, one.lost) for one in freed.parts or ()] == [(1, 1)]
+    again = claimed(ledger)
+    ledger.unknown(REPLY, again, reason="read_timeout")
+    assert ledger.taken_for_sent(REPLY, again).state == "sent"
+    assert (part(ledger).lost, part(ledger).provider_id) == (2, "")
+
+
+def test_a_reply_that_somebody_wants_sent_again_is_new(ledger: Ledger) -> None:
+    with_words(ledger)
+    assert ledger.repeat(REPLY, unknown_(ledger), redriven_at=NOW + 5).redriven_at == NOW + 5
+    assert found(ledger).received_at == NOW
+
+
+@pytest.mark.parametrize("drafted", [True, False])
+def test_a_claim_keeps_when_it_was_redriven(ledger: Ledger, drafted: bool) -> None:
+    reply = draft(opened(ledger), words()) if drafted else with_words(ledger)
+    reply = replace(reply, redriven_at=NOW + 7)
+    ledger.claim(reply, (reply.parts or ())[0], owner="me", lease_until=LEASE)
+    assert found(ledger).redriven_at == NOW + 7
+
+
+def test_why_it_is_unknown_may_change(ledger: Ledger) -> None:
+    with_words(ledger)
+    ledger.note(REPLY, unknown_(ledger), "idempotency_mismatch")
+    assert (part(ledger).state, part(ledger).error) == ("unknown", "idempotency_mismatch")
+
+
+def test_all_parts_of_a_conversation_are_found(ledger: Ledger) -> None:
     with_words(ledger, "heron 1", "heron 2")
-    ledger.unknown(REPLY, claimed(ledger), reason="read_timeout")
-    # WHEN a receipt proves part 1
-    assert ledger.receive(receipt("delivered")) == "recorded"
-    # THEN somebody can still see that part 2 was never sent
-    assert part(ledger).state == "sent"
-    assert "unknown_bucket" in stored(runtime)
+    other = MessageId(ID.conversation, "e" * 24)
+    for id_ in (other, MessageId("d" * 24, "e" * 24)):
+        reply = ledger.open(
+            id_,
+            kind="inbound",
+            provider="twilio",
+            ours=OURS,
+            theirs=THEIRS,
+            callback_url="",
+            received_at=NOW,
+        )
+        if id_ == other:
+            reply = draft(reply, words("heron 3"))
+            ledger.claim(reply, (reply.parts or ())[0], owner="me", lease_until=LEASE)
+    assert [(id_, one.text) for id_, one in ledger.conversation(ID.conversation)] == [
+        (ID, "heron 1"),
+        (ID, "heron 2"),
+        (other, "heron 3"),
+    ]
 
 
 def test_a_receipt_for_one_part_leaves_another_listed(runtime: FakeRuntime, ledger: Ledger) -> None:
     # GIVEN part 1 sent and part 2 unknown
-    with_words(ledger, "heron 1", "heron 2")
-    sent_(ledger)
-    ledger.unknown(REPLY, claimed(ledger, number=2), reason="read_timeout")
+    reply = with_words(ledger, "heron 1", "heron 2")
+    ledger.sent(reply, claimed(ledger), "SM1")
+    ledger.unknown(reply, claimed(ledger, number=2), reason="read_timeout")
     listed = stored(runtime)["unknown_bucket"]
 
     # WHEN part 1 is delivered, THEN part 2 is still for a person to settle
-    assert ledger.receive(receipt("delivered", number=1)) == "recorded"
+    assert ledger.receive(receipt("delivered", number=1)).result == "recorded"
     assert stored(runtime).get("unknown_bucket") == listed
     assert found(ledger).state == "unknown"
 
     # AND part 2's own receipt settles it
-    assert ledger.receive(receipt("delivered", number=2)) == "recorded"
+    assert ledger.receive(receipt("delivered", number=2)).result == "recorded"
     assert "unknown_bucket" not in stored(runtime)
     assert found(ledger).state == "delivered"
 
@@ -510,13 +713,13 @@ def test_a_receipt_for_one_part_leaves_another_listed(runtime: FakeRuntime, ledg
 def test_a_receipt_of_a_stranger(runtime: FakeRuntime, ledger: Ledger, reference: str) -> None:
     with_words(ledger)
     before = stored(runtime)
-    assert ledger.receive(receipt(reference=reference)) == "stranger"
+    assert ledger.receive(receipt(reference=reference)).result == "stranger"
     assert stored(runtime) == before
 
 
 def test_a_receipt_for_a_reply_without_words_is_a_strangers(ledger: Ledger) -> None:
     opened(ledger)
-    assert ledger.receive(receipt()) == "stranger"
+    assert ledger.receive(receipt()).result == "stranger"
     assert found(ledger).parts is None
 
 

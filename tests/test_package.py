@@ -241,7 +241,11 @@ EVERYWHERE = {"SPILLWAY_FUNCTION", "SPILLWAY_STAGE", "LOG_LEVEL"}
         (
             "Process",
             {
+                "PROVIDERS",
                 "BRAND",
+                "REPLY_MAX_AGE",
+                "MESSAGE_MAX_AGE",
+                "UNKNOWN_SENDS",
                 "LOOKUP_URLS",
                 "LOOKUP_MAX_AGE",
                 "MESSAGE_DAYS",
@@ -293,11 +297,12 @@ def test_a_function_starts_once_the_marked_settings_are_filled_in(
         assert set(re.findall(r"^([A-Z_]+): ", str(refused.value), re.MULTILINE)) == marked
 
 
-def test_both_pipelines_work_with_the_same_brand_and_life_of_messages(package: Package) -> None:
+def test_both_pipelines_work_with_the_same_settings(package: Package) -> None:
     process, send = (
         package.function(resource)["Environment"]["Variables"] for resource in ("Process", "Send")
     )
-    shared = {"BRAND", "MESSAGE_DAYS", "REPORT_BATCH_ITEM_FAILURES"}
+    shared = set(process) & set(send) - {"SPILLWAY_FUNCTION"}
+    assert shared >= {"PROVIDERS", "BRAND", "REPLY_MAX_AGE", "MESSAGE_MAX_AGE", "MESSAGE_DAYS"}
     assert {name: process[name] for name in shared} == {name: send[name] for name in shared}
 
 

@@ -14,7 +14,7 @@ import pytest
 from botocore.exceptions import EndpointConnectionError
 
 from chalicelib.batches import BatchFailed
-from chalicelib.ledger import DAY, Ledger
+from chalicelib.ledger import DAY, Ledger, draft
 from chalicelib.messages import ConsentEvent, DeliveryReceipt, Keys, Media, MessageId
 from chalicelib.processing import GIVE_UP_AFTER, STORING, Processing
 from chalicelib.queues import Envelope
@@ -776,7 +776,7 @@ def answered(runtime: FakeRuntime) -> Ledger:
         callback_url="",
         received_at=NOW,
     )
-    reply = ledger.store_words(reply, [(TEXT, [])])
+    reply = draft(reply, [(TEXT, [])])
     assert reply.parts is not None
     part = ledger.claim(reply, reply.parts[0], owner="me", lease_until=NOW + 60)
     ledger.sent(reply, part, "SM9")

@@ -147,9 +147,13 @@ def test_what_the_bad_ones_are_made_of_is_good() -> None:
 
 
 def test_a_field_of_another_version_is_passed_over() -> None:
-    assert Envelope.parse(json.dumps({**GOOD, "redriven_at": 1})) == Envelope.parse(
-        json.dumps(GOOD)
-    )
+    assert Envelope.parse(json.dumps({**GOOD, "heron": 1})) == Envelope.parse(json.dumps(GOOD))
+
+
+def test_when_it_was_redriven_travels_along() -> None:
+    envelope = Envelope("settle", "c", "an id", 1, {"part": 1, "attempt": 0}, redriven_at=7.5)
+    assert Envelope.parse(envelope.body()) == envelope
+    assert Envelope.parse(json.dumps(GOOD)).redriven_at is None
 
 
 @pytest.mark.parametrize(
@@ -188,6 +192,9 @@ def test_a_field_of_another_version_is_passed_over() -> None:
                 ("received_at", -1),
                 ("received_at", 1e300),
                 ("received_at", 10**400),
+                ("redriven_at", "1"),
+                ("redriven_at", -1),
+                ("redriven_at", float("nan")),
                 ("payload", None),
                 ("payload", []),
                 ("payload", "{}"),

@@ -10,7 +10,7 @@ from botocore.exceptions import ReadTimeoutError
 
 from chalicelib import receipts
 from chalicelib.consent import ConsentList
-from chalicelib.ledger import Busy, Ledger
+from chalicelib.ledger import Busy, Ledger, draft
 from chalicelib.messages import DeliveryReceipt, Keys, MessageId, Status
 from chalicelib.table import Conflict, Table
 from tests.fakes import (
@@ -43,7 +43,7 @@ def ledger(runtime: FakeRuntime) -> Ledger:
         callback_url="https://sms.example.com/webhooks/twilio/signed",
         received_at=NOW,
     )
-    reply = ledger.store_words(reply, [("A heron", ())])
+    reply = draft(reply, [("A heron", ())])
     (part,) = reply.parts or ()
     part = ledger.claim(reply, part, owner="me", lease_until=NOW + 65)
     ledger.sent(reply, part, "SM1")
@@ -138,6 +138,33 @@ def test_a_receipt_that_could_not_be_written_is_not_counted(
     assert events(logged(capsys)) == ["receipt_recorded"]
 
 
+def test_a_reply_that_a_receipt_lets_go_on_is_for_the_caller(
+    runtime: FakeRuntime, ledger: Ledger, consent: ConsentList
+) -> None:
+    # (The one of the fixture is sent, and nothing waits for it.)
+    assert receipts.record(ledger, consent, receipt("sent")) is None
+    assert receipts.record(ledger, consent, receipt("sent", reference="heron")) is None
+
+    # GIVEN a reply whose first part is unknown
+    other = MessageId("c" * 24, "e" * 24)
+    reply = ledger.open(
+        other,
+        kind="inbound",
+        provider="twilio",
+        ours=OURS,
+        theirs=THEIRS,
+        callback_url="https://sms.example.com/webhooks/twilio/signed",
+        received_at=NOW,
+    )
+    reply = draft(reply, [("A heron", ()), ("Another", ())])
+    part = ledger.claim(reply, (reply.parts or ())[0], owner="me", lease_until=NOW + 65)
+    ledger.unknown(reply, part, reason="read_timeout")
+    # THEN its receipt says what is to be resumed, however often it comes
+    for _ in range(2):
+        waiting = receipts.record(ledger, consent, receipt("delivered", reference=other.part(1)))
+        assert waiting == ledger.find(other)
+
+
 def test_an_overtaken_receipt_is_for_the_caller(
     consent: ConsentList, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,7 +255,7 @@ def test_a_receipt_for_a_part_that_was_never_handed_over_is_no_opt_out(
         callback_url="",
         received_at=NOW,
     )
-    ledger.store_words(reply, [("A heron", ())])
+    ledger.store_words(draft(reply, [("A heron", ())]))
     receipts.record(ledger, consent, receipt("failed", error="21610", reference=other.part(1)))
     assert entry(runtime) is None
 

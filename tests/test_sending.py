@@ -27,7 +27,8 @@ from chalicelib.providers.base import (
     Unavailable,
 )
 from chalicelib.queues import Envelope
-from chalicelib.sending import CONFIRMATION_MAX_AGE, Sender
+from chalicelib.sending import Sender
+from chalicelib.settling import CONFIRMATION_MAX_AGE
 from chalicelib.table import Table
 from tests.fakes import (
     HASH_KEY,
@@ -138,7 +139,7 @@ class World:
 
     def receipt(self, message: Envelope, number: int = 1) -> str:
         reference = f"{message.id}-{number}"
-        return self.ledger.receive(DeliveryReceipt("twilio", "SM-r", reference, "delivered"))
+        return self.ledger.receive(DeliveryReceipt("twilio", "SM-r", reference, "delivered")).result
 
     def say(self, event: ConsentEvent, at: float = NOW, number: str = THEIRS) -> None:
         """Somebody says so through another door."""
@@ -160,6 +161,21 @@ class World:
     def said(self) -> list[str]:
         """The texts that the provider was asked to send."""
         return [part.text for part in self.carrier.parts]
+
+    @property
+    def asked(self) -> int:
+        """How often anybody was asked what to say."""
+        return len(self.runtime.requests)
+
+    def settles(self) -> list[Any]:
+        """What was put on the processing queue, as (kind, id, payload, seconds of delay)."""
+        found = []
+        for message in self.runtime.queues.sent["processing"]:
+            envelope = Envelope.parse(message["MessageBody"])
+            found.append(
+                (envelope.kind, envelope.id, envelope.payload, message.get("DelaySeconds"))
+            )
+        return found
 
     @property
     def hidden(self) -> dict[str, int]:
@@ -230,6 +246,7 @@ def test_a_text_is_answered_once(build: Build) -> None:
         text=f"You wrote: {TEXT}",
         callback_url=f"https://sms.example.com/webhooks/twilio/signed?reference={reference}",
         started_at=NOW,
+        validity=900,
     )
     assert world.carrier.secrets == [SECRETS["twilio"]]
     assert world.part(text).provider_id == "SM-1"
@@ -237,11 +254,31 @@ def test_a_text_is_answered_once(build: Build) -> None:
     world.assert_settled(text)
 
 
-def test_a_one_part_reply_costs_five_writes(build: Build) -> None:
+def test_a_one_part_reply_costs_four_writes(build: Build) -> None:
     world = build(LOOP_LIMIT="30")
     world.receive(inbound())
     assert world.said
-    assert len(tapped(world.runtime).writes()) <= 5
+    assert tapped(world.runtime).writes() == ["put_item", *["update_item"] * 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "age", "validity"),
+    [
+        (inbound(), 0, 900),
+        (inbound(), 600.5, 299),
+        (inbound(), 899.9, 1),
+        (outgoing(), 600, 35_400),
+        (inbound("STOP"), 100, 200),
+    ],
+    ids=["reply", "later", "at the last moment", "outgoing", "confirmation"],
+)
+def test_the_provider_is_told_how_long_it_is_wanted(
+    build: Build, text: Envelope, age: float, validity: int
+) -> None:
+    world = build(answer="heron")
+    world.runtime.clock += age
+    assert world.receive(text) == []
+    assert [part.validity for part in world.carrier.parts] == [validity]
 
 
 def test_an_outgoing_text_is_sent_as_it_is(build: Build) -> None:
@@ -451,7 +488,8 @@ def test_without_secrets_nothing_is_claimed(build: Build, broken: str) -> None:
     else:
         world.runtime.vault.fails = aws_error("InternalServiceError", "GetSecretValue")
     assert world.receive(text) == ["m0"]
-    assert (world.said, world.part(text).state, world.part(text).attempt) == ([], "waiting", 0)
+    # THEN nobody was asked in vain, either
+    assert (world.said, world.reply(text).parts, world.asked) == ([], None, 0)
 
 
 # --- a provider that is ill --------------------------------------------------------------------
@@ -529,7 +567,7 @@ def test_a_stop_counts_while_the_provider_is_ill(build: Build) -> None:
     ill(world)
     assert world.receive(stop) == ["m0"]
     assert world.consent.opted_out(THEIRS)
-    assert world.part(stop).attempt == 0
+    assert world.reply(stop).parts is None
 
 
 def test_nobody_waits_for_a_breaker_longer_than_the_reply_may_be_sent(build: Build) -> None:
@@ -666,12 +704,10 @@ def test_an_old_reply_waits_for_a_claim_to_end_and_does_not_spin(build: Build) -
     [
         pytest.param("put_item", 1, False, 1, "sent", id="before it is opened"),
         pytest.param("put_item", 1, True, 1, "sent", id="after it is opened"),
-        pytest.param("update_item", 1, False, 1, "sent", id="before the words"),
-        pytest.param("update_item", 1, True, 1, "sent", id="after the words"),
-        pytest.param("update_item", 2, False, 1, "sent", id="before the claim"),
-        pytest.param("update_item", 2, True, 0, "unknown", id="after the claim"),
-        pytest.param("update_item", 3, False, 1, "unknown", id="before the outcome"),
-        pytest.param("update_item", 3, True, 1, "sent", id="after the outcome"),
+        pytest.param("update_item", 1, False, 1, "sent", id="before the claim"),
+        pytest.param("update_item", 1, True, 0, "unknown", id="after the claim"),
+        pytest.param("update_item", 2, False, 1, "unknown", id="before the outcome"),
+        pytest.param("update_item", 2, True, 1, "sent", id="after the outcome"),
     ],
 )
 def test_a_death_at_any_write_never_sends_twice(
@@ -718,7 +754,7 @@ def test_an_outcome_is_written_as_soon_as_the_table_takes_it(
 ) -> None:
     # GIVEN a table that fails twice when the outcome is written, or writes and does not answer
     world, text = build(), inbound()
-    tapped(world.runtime).next["update_item"] = iter([None, None, failure, failure])
+    tapped(world.runtime).next["update_item"] = iter([None, failure, failure])
     assert world.receive(text) == []
     assert (world.reply(text).state, len(world.said)) == ("sent", 1)
     assert world.runtime.clock > NOW
@@ -732,7 +768,7 @@ def test_an_outcome_that_cannot_be_written_is_unknown_unless_proven(
     # GIVEN a table that takes no outcome until the invocation ends
     world, text = build(), inbound()
     down = aws_error("InternalServerError")
-    tapped(world.runtime).next["update_item"] = chain([None, None], repeat(down))
+    tapped(world.runtime).next["update_item"] = chain([None], repeat(down))
     assert world.receive(text) == ["m0"]
     assert NOW + 30 < world.runtime.clock < NOW + 60
     tapped(world.runtime).next.clear()
@@ -751,15 +787,64 @@ def test_an_outcome_that_cannot_be_written_is_unknown_unless_proven(
     assert len(world.said) == 1
 
 
-@pytest.mark.parametrize("error", [Rejected("landline"), Throttled("throttled", retry_after=1)])
-def test_an_outcome_other_than_sent_that_cannot_be_written_is_never_sent_again(
-    build: Build, error: Exception
+OTHERS = [
+    pytest.param(Rejected("landline"), "failed: landline", id="rejected"),
+    pytest.param(Throttled("throttled", retry_after=1), "waiting", id="throttled"),
+    pytest.param(OutcomeUnknown("read_timeout"), "unknown", id="unknown"),
+]
+
+
+@pytest.mark.parametrize("failure", [aws_error("InternalServerError"), Lost(no_answer())])
+@pytest.mark.parametrize(("error", "state"), OTHERS)
+def test_another_outcome_is_written_as_soon_as_the_table_takes_it(
+    build: Build, error: Exception, state: str, failure: Exception | Lost
 ) -> None:
-    # GIVEN a table that fails just then
+    # GIVEN a table that fails twice when the outcome is written, or writes and does not answer
     world, text = build(), inbound()
     world.carrier.next = iter([error])
-    tapped(world.runtime).next["update_item"] = iter([None, None, aws_error("InternalServerError")])
+    tapped(world.runtime).next["update_item"] = iter([None, failure, failure])
+    world.receive(text)
+    assert (world.reply(text).state, len(world.said)) == (state, 1)
+
+
+@pytest.mark.parametrize("failure", [aws_error("InternalServerError"), Lost(no_answer())])
+def test_a_claim_is_made_as_soon_as_the_table_takes_it(
+    build: Build, failure: Exception | Lost
+) -> None:
+    # GIVEN a table that fails twice when the part is claimed, or writes and does not answer
+    world, text = build(), inbound()
+    tapped(world.runtime).next["update_item"] = iter([failure, failure])
+    assert world.receive(text) == []
+    assert (world.reply(text).state, len(world.said)) == ("sent", 1)
+    world.assert_settled(text)
+
+
+def test_a_claim_is_not_waited_for_until_there_is_no_time_to_send(build: Build) -> None:
+    # GIVEN a table that takes the claim without an answer, and then nothing
+    world, text = build(), inbound()
+    down = aws_error("InternalServerError")
+    tapped(world.runtime).next["update_item"] = chain([Lost(no_answer())], repeat(down))
     assert world.receive(text) == ["m0"]
+    assert (world.said, world.part(text).state) == ([], "sending")
+    assert NOW + 20 < world.runtime.clock < NOW + 37
+    tapped(world.runtime).next.clear()
+    # THEN nobody knows, when the claim has ended, that it was not sent
+    world.runtime.clock = NOW + 66
+    assert world.receive(text, receives=2) == []
+    assert world.reply(text).state == "unknown"
+
+
+@pytest.mark.parametrize(("error", "state"), OTHERS)
+def test_an_outcome_other_than_sent_that_cannot_be_written_is_never_sent_again(
+    build: Build, error: Exception, state: str
+) -> None:
+    # GIVEN a table that fails for as long as the invocation lasts
+    world, text = build(), inbound()
+    world.carrier.next = iter([error])
+    down = aws_error("InternalServerError")
+    tapped(world.runtime).next["update_item"] = chain([None], repeat(down))
+    assert world.receive(text) == ["m0"]
+    tapped(world.runtime).next.clear()
     world.runtime.clock += 70
     assert world.receive(text, receives=2) == []
     assert (world.reply(text).state, len(world.said)) == ("unknown", 1)
@@ -1000,6 +1085,154 @@ def test_a_part_is_not_begun_without_the_time_to_end_it(build: Build) -> None:
     assert world.said == ["heron 1", "heron 2", "heron 3"]
 
 
+# --- settling ----------------------------------------------------------------------------------
+
+
+def resume_of(text: Envelope, **fields: Any) -> Envelope:
+    return replace(text, kind="resume", payload={}, **fields)
+
+
+def test_an_unknown_part_is_looked_for_in_a_minute(build: Build) -> None:
+    world, text = build(answer=["heron 1", "heron 2"]), inbound()
+    world.carrier.next = iter([None, OutcomeUnknown("read_timeout")])
+    assert world.receive(text) == []
+    assert world.settles() == [("settle", text.id, {"part": 2, "attempt": 0}, 60)]
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["refused", "dies"])
+def test_a_message_stays_until_somebody_looks_for_its_unknown_part(
+    build: Build, dies: bool
+) -> None:
+    # GIVEN a queue that takes nothing, or a death before it does
+    world, text = build(), inbound()
+    world.carrier.next = iter([OutcomeUnknown("read_timeout")])
+    refusal = Died() if dies else aws_error("ServiceUnavailable", "SendMessage")
+    world.runtime.queues.refuses["processing"] = refusal  # type: ignore[assignment]
+    if dies:
+        with pytest.raises(Died):
+            world.receive(text)
+    else:
+        assert world.receive(text) == ["m0"]
+    assert world.reply(text).state == "unknown"
+    # WHEN it comes again
+    world.runtime.queues.refuses.clear()
+    assert world.receive(text, receives=2) == []
+    assert world.settles() == [("settle", text.id, {"part": 1, "attempt": 0}, 60)]
+    assert len(world.said) == 1
+
+
+def test_a_claim_that_ended_is_looked_for(build: Build) -> None:
+    world, text = build(), inbound()
+    world.carrier.next = iter([Died()])
+    with pytest.raises(Died):
+        world.receive(text)
+    world.runtime.clock += 70
+    assert world.receive(text, receives=2) == []
+    assert world.settles() == [("settle", text.id, {"part": 1, "attempt": 0}, 60)]
+
+
+def test_an_unknown_part_is_looked_for_though_its_provider_is_gone(build: Build) -> None:
+    # GIVEN an unknown part, and its provider taken out of PROVIDERS since
+    world, text = build(answer=["heron 1", "heron 2"]), inbound()
+    world.carrier.next = iter([OutcomeUnknown("read_timeout")])
+    world.receive(text)
+    world = build(PROVIDERS="telnyx")
+    world.runtime.clock += 901
+    # WHEN the message comes again, too old to be sent, THEN the reply is not closed over it
+    assert world.receive(text, receives=2) == []
+    assert (world.reply(text).outcome, len(world.settles())) == ("", 2)
+
+
+def test_a_resume_goes_on_where_it_stopped(build: Build) -> None:
+    # GIVEN part 1 of three unknown, and a receipt for it since
+    world, text = build(answer=["heron 1", "heron 2", "heron 3"]), inbound()
+    world.carrier.next = iter([OutcomeUnknown("read_timeout")])
+    world.receive(text)
+    world.receipt(text)
+    assert world.reply(text).to_be_resumed
+    # WHEN the sender is told, twice
+    assert world.receive(resume_of(text), resume_of(text)) == []
+    # THEN the rest follows, once
+    assert world.said == ["heron 1", "heron 2", "heron 3"]
+    assert not world.reply(text).listed
+    world.assert_settled(text)
+
+
+def test_a_resume_reads_consent_again(build: Build) -> None:
+    world, text = build(answer=["heron 1", "heron 2"]), inbound()
+    world.carrier.next = iter([OutcomeUnknown("read_timeout")])
+    world.receive(text)
+    world.receipt(text)
+    world.say("stop")
+    assert world.receive(resume_of(text)) == []
+    assert (world.said, world.reply(text).state) == (["heron 1"], "refused: opted_out")
+    assert not world.reply(text).listed
+
+
+@pytest.mark.parametrize(
+    "resume",
+    [
+        resume_of(inbound(id_="SM9")),
+        resume_of(inbound(), received_at=NOW - 400 * DAY),
+        resume_of(inbound(id_="SM8")),
+    ],
+    ids=["no such reply", "older than the ledger", "no words"],
+)
+def test_a_resume_of_nothing_is_done(build: Build, resume: Envelope) -> None:
+    world = build(api=[answered(500)])
+    world.receive(inbound(id_="SM8"))
+    assert world.receive(resume) == []
+    assert (world.said, world.dead(), world.asked) == ([], [], 1)
+
+
+def test_a_resume_is_sent_for_as_long_as_its_reply_would_be(build: Build) -> None:
+    # GIVEN an outgoing text, part 1 of which was unknown for longer than a reply lives
+    world, text = build(), outgoing("heron " * 30)
+    world.carrier.next = iter(
+        [OutcomeUnknown("read_timeout"), Throttled("throttled", retry_after=1e5)]
+    )
+    world.receive(text)
+    world.receipt(text)
+    world.runtime.clock += 1800
+    # WHEN it is resumed and the provider wants it later, THEN it waits for no longer than it lives
+    assert world.receive(resume_of(text)) == ["m0"]
+    assert world.hidden == {"h0": 36_000 - 1800 + 1}
+    assert world.receive(resume_of(text), receives=2) == []
+    assert (len(world.said), world.reply(text).state) == (3, "sent")
+
+
+# --- redriven ----------------------------------------------------------------------------------
+
+
+def test_age_counts_from_when_somebody_put_it_back(build: Build) -> None:
+    world, text = build(answer="heron"), inbound()
+    world.runtime.clock += 7200
+    assert world.receive(replace(text, redriven_at=NOW + 7000)) == []
+    assert (world.said, world.carrier.parts[0].validity) == (["heron"], 700)
+    assert world.reply(text).redriven_at == NOW + 7000
+
+    late = inbound(id_="SM2")
+    assert world.receive(replace(late, redriven_at=NOW + 6000)) == []
+    assert world.reply(late).state == "expired"
+
+
+def test_a_redriven_stop_is_recorded_by_its_own_time_and_not_confirmed(build: Build) -> None:
+    # GIVEN somebody who said STOP, then START, and the STOP redriven after it
+    world, stop = build(), inbound("STOP")
+    world.say("start", NOW + 100)
+    world.runtime.clock += 7200
+    assert world.receive(replace(stop, redriven_at=NOW + 7200)) == []
+    assert (world.said, world.consent.opted_out(THEIRS)) == ([], False)
+    assert world.reply(stop).state == "no_reply: stop"
+
+
+def test_a_redrive_does_not_lengthen_the_ledgers_life(build: Build) -> None:
+    world, text = build(), inbound()
+    world.runtime.clock += 399 * DAY
+    assert world.receive(replace(text, redriven_at=world.runtime.clock)) == []
+    assert world.said == []
+
+
 # --- age ---------------------------------------------------------------------------------------
 
 
@@ -1059,8 +1292,11 @@ def test_no_part_is_claimed_that_there_is_no_time_to_send(build: Build) -> None:
 
     tapped(world.runtime).next["get_item"] = iter([None, slow])
     assert world.receive(text) == ["m0"]
-    assert (world.said, world.part(text).state) == ([], "waiting")
+    # THEN its words are kept: a reply API that is slow is not asked again, and again too slow
+    assert (world.said, world.part(text).state, world.part(text).attempt) == ([], "waiting", 0)
     assert world.runtime.queues.hidden == {"h0": 0}
+    assert world.receive(text) == []
+    assert (len(world.said), world.asked) == (1, 1)
 
 
 def test_a_claim_that_took_too_long_is_given_back(build: Build) -> None:
@@ -1070,7 +1306,7 @@ def test_a_claim_that_took_too_long_is_given_back(build: Build) -> None:
     def slow() -> None:
         world.runtime.clock += 50
 
-    tapped(world.runtime).next["update_item"] = iter([None, slow])
+    tapped(world.runtime).next["update_item"] = iter([slow])
     assert world.receive(text) == ["m0"]
     assert (world.said, world.part(text).state) == ([], "waiting")
     assert world.receive(text, receives=2) == []
@@ -1100,7 +1336,7 @@ def test_no_part_is_sent_whose_outcome_there_is_no_time_to_write(
     def slow() -> None:
         world.runtime.clock += took
 
-    tapped(world.runtime).next["update_item"] = iter([None, slow])
+    tapped(world.runtime).next["update_item"] = iter([slow])
     assert world.receive(text) == ([] if sent else ["m0"])
     assert bool(world.said) is sent
 

@@ -97,6 +97,23 @@ def test_an_update_whose_answer_was_lost_conflicts_with_itself(
     assert caught.value.item == item(weight=2)
 
 
+def test_a_query_finds_all_of_a_partition_that_begin_so(
+    runtime: FakeRuntime, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = [item(sk=f"OUT#{number}", text="heron" * 100) for number in range(5)]
+    for one in [*wanted, item(sk="IN#0"), item(sk="OUT"), item(pk="Q", sk="OUT#0")]:
+        table.insert(one)
+    # GIVEN a table that answers page by page
+    tap = tapped(runtime)
+    query = tap._client.query
+    monkeypatch.setattr(tap._client, "query", lambda **asked: query(**asked, Limit=2))
+    assert table.query("P", "OUT#") == wanted
+    assert [asked["ConsistentRead"] for _, asked in tap.calls if "ConsistentRead" in asked] == [
+        True
+    ] * 3
+    assert table.query("R", "OUT#") == []
+
+
 @pytest.mark.parametrize("code", ["ProvisionedThroughputExceededException", "ValidationException"])
 def test_other_refusals_pass_as_they_are(runtime: FakeRuntime, table: Table, code: str) -> None:
     tap = tapped(runtime)

@@ -77,6 +77,9 @@ class OutcomeUnknown(SendError):
     """It may have been sent: time-out while reading or writing, protocol error, 5xx."""
 
 
+# Telnyx answers a repeated key as it did the first time for 24 hours; an hour is kept for clocks.
+REPEATABLE = 23 * 3600.0
+
 # Why a provider refuses, in our words. What a provider's table does not have is "rejected".
 REASONS = frozenset(
     {
@@ -113,11 +116,12 @@ class CannotTell:
 class Provider(ABC):
     """What every provider's file implements.
 
-    `signed`: its webhooks carry a signature that `verify` checks. `idempotent`: the same reference
-    is never sent twice by the provider. `answers_stop`: the provider itself confirms STOP, START
-    and HELP. `max_length`: of one text, in UTF-16 code units; `max_segments`: likewise, None where
-    the provider names no such limit. `reasons`: by the provider's code for a refusal, one of
-    `REASONS`. `api_url`: replaced in the local run.
+    `signed`: its webhooks carry a signature that `verify` checks. `idempotent`: within `REPEATABLE`
+    seconds the provider never sends the same reference twice, if the request is byte for byte the
+    same, and answers one that it took as it did then. `answers_stop`: the provider itself confirms
+    STOP, START and HELP. `max_length`: of one text, in UTF-16 code units; `max_segments`: likewise,
+    None where the provider names no such limit. `reasons`: by the provider's code for a refusal,
+    one of `REASONS`. `api_url`: replaced in the local run.
     """
 
     name: ClassVar[str]
@@ -159,6 +163,11 @@ class Provider(ABC):
     def acknowledge(self) -> Response:
         """What tells the provider that we have it."""
 
+    def request(self, part: Part) -> str:
+        """The body of the request that hands this part over, where its bytes must be the same at
+        each repetition: it is kept, and comes back as `part.request`. "" elsewhere."""
+        return ""
+
     @abstractmethod
     def send(self, part: Part, secrets: Secrets, http: Http) -> Sent:
         """Hands one part over, once. Raises one of the SendErrors."""
@@ -167,7 +176,9 @@ class Provider(ABC):
     def find_sent(self, part: Part, secrets: Secrets, http: Http) -> Sent | NotSent | CannotTell:
         """Asks the provider whether it has this part, begun at `part.started_at`.
 
-        Raises one of the SendErrors where the question itself failed.
+        It may be recognised by its text alone: whether another part of the same text was begun as
+        well is the caller's to find out. Raises one of the SendErrors where the question itself
+        failed.
         """
 
 

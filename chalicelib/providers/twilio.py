@@ -180,6 +180,7 @@ class Twilio(Provider):
             ("Body", part.text),
             *(("MediaUrl", url) for url in part.media),
             ("StatusCallback", part.callback_url + RETRIES),
+            ("ValidityPeriod", _validity(part)),
         ]
         response = post(
             http,
@@ -366,6 +367,15 @@ def _credentials(secrets: Secrets) -> tuple[str, str]:
     if not isinstance(account, str) or not _ACCOUNT.fullmatch(account) or not tokens:
         raise Unavailable("credentials")
     return account, tokens[0]
+
+
+def _validity(part: Part) -> str:
+    """For how long Twilio may hold it in its queue; "" for as long as it likes (10 hours).
+
+    1 to 36,000 seconds.
+    https://www.twilio.com/docs/messaging/api/message-resource#create-a-message-resource
+    """
+    return "" if part.validity is None else str(min(max(part.validity, 1), 36_000))
 
 
 def _outcome(response: httpx.Response) -> Sent:

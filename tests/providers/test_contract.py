@@ -516,6 +516,23 @@ def test_the_same_part_makes_the_same_request(
     assert first.headers == second.headers
 
 
+@every_provider
+def test_a_request_that_was_kept_is_made_again_byte_for_byte(
+    name: str, api_answering: Callable[..., Connected]
+) -> None:
+    specimen = SPECIMENS[name]
+    connected = api_answering(specimen.accepted())
+    provider = provider_named(name)
+    kept = provider.request(PART)
+    # Only where a repeated request is known as one do its bytes matter.
+    assert (kept != "") is provider.idempotent
+    assert kept.isascii()
+
+    later = replace(PART, request=kept, text="Other words", validity=7, media=())
+    provider.send(later, good_secrets(name), connected.http)
+    assert (connected.requests[0].content == specimen.body) is provider.idempotent
+
+
 @common_cases
 @every_provider
 def test_every_answer_ends_as_what_it_means_for_sending_again(

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
 import httpx
 import pytest
@@ -429,6 +429,19 @@ def test_a_full_queue_says_when_to_come_back_if_it_does(
         Twilio().send(PART, SECRETS, api_answering(answer).http)
 
     assert raised.value.retry_after == 60.0
+
+
+@pytest.mark.parametrize(
+    ("validity", "said"),
+    [(None, None), (900, "900"), (0, "1"), (-5, "1"), (36_000, "36000"), (36_001, "36000")],
+)
+def test_how_long_it_is_wanted_is_said_within_twilios_bounds(
+    validity: int | None, said: str | None, api_answering: Callable[..., Connected]
+) -> None:
+    connected = api_answering(httpx.Response(201, json={"sid": "SM1"}))
+    Twilio().send(replace(PART, validity=validity), SECRETS, connected.http)
+    form = dict(parse_qsl(connected.requests[0].content.decode()))
+    assert form.get("ValidityPeriod") == said
 
 
 # --- find_sent ------------------------------------------------------------------------------
