@@ -402,7 +402,7 @@ class Ledger:
         listed until then."""
         return self._free(reply, part, "", {})
 
-    def repeat(self, reply: Reply, part: PartEntry, *, redriven_at: float | None = None) -> Reply:
+    def resend(self, reply: Reply, part: PartEntry, *, redriven_at: float | None = None) -> Reply:
         """Nobody knows, and it is sent again all the same. The reply stays listed until then."""
         update, values = ", parts.#n.lost = :lost", {":lost": part.lost + 1}
         if redriven_at is None:

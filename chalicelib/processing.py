@@ -42,8 +42,9 @@ GIVE_UP_AFTER = DAY / 2
 STORING = 20.0
 # Seconds that one write may take, its repetitions included.
 WRITING = 9.0
-# Seconds that a look for an unknown send may take: three pages of a provider's list, and the table.
-LOOKING = 45.0
+# Seconds that a look for an unknown send may take: a provider at its slowest, and the table. (Where
+# a provider has three slow pages it may take longer; a death then only means another look.)
+LOOKING = 30.0
 
 
 class Processing:

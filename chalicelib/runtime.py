@@ -111,7 +111,7 @@ class Runtime:
 
         # Repeating is safe, even where the first request was served and its answer lost: every
         # write to the table is conditional or recognises itself, an object is put as it was, and a
-        # message that is on a queue twice is worked on once.
+        # message that is on a queue twice changes nothing.
         config = Config(
             connect_timeout=0.4 if self._hurry else 1.0,
             read_timeout=0.7 if self._hurry else 2.0,

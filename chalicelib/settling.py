@@ -10,8 +10,8 @@ what it said before, so that copies of the message and deaths at any line are ha
     waiting        a `resume` to the sender; sent twice, the second finds nothing to do
     sent, failed   nothing
 
-Who sends nothing here: a look at a provider that tells a repeated request from a new one repeats
-it, byte for byte, under the rules by which it would be sent at all.
+A provider that tells a repeated request from a new one is asked by repeating it, byte for byte: it
+may be the one that sends, so it is repeated only where it would be sent.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ LOOKS = (60.0, 180.0, 480.0, 1380.0, 2280.0, 3180.0)
 EARLY = 30.0
 # Seconds after which what a provider was handed is on its list, if it took it.
 LISTED_AFTER = 300.0
-# How often a part is repeated blindly where the setting allows it: a provider that takes everything
-# and answers nothing must not fill somebody's telephone.
-MOST_REPEATS = 2
+# How often a part is sent again blindly where the setting allows it: a provider that takes
+# everything and answers nothing must not fill somebody's telephone.
+MOST_RESENDS = 2
 # A confirmation of an opt-out comes at once or not at all, whoever redrives it.
 CONFIRMATION_MAX_AGE = 300.0
 
@@ -272,11 +272,11 @@ class Settling:
         """The reply with the part to be sent again, where a setting prefers that to a question."""
         if (
             self._settings.unknown_sends == "resend"
-            and part.lost < MOST_REPEATS
+            and part.lost < MOST_RESENDS
             and self._runtime.now() - (part.started_at or 0.0) >= LISTED_AFTER
             and self._is_wanted(reply)
         ):
-            return self._tell("resent", self._ledger.repeat(reply, part), part)
+            return self._tell("resent", self._ledger.resend(reply, part), part)
         return None
 
     def _is_wanted(self, reply: Reply) -> bool:
@@ -343,7 +343,7 @@ def _decided(
     if decision == "sent":
         return ledger.taken_for_sent(reply, part)
     if decision == "resend":
-        return ledger.repeat(reply, part, redriven_at=runtime.now())
+        return ledger.resend(reply, part, redriven_at=runtime.now())
     return ledger.give_up(reply, part)
 
 

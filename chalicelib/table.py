@@ -1,4 +1,5 @@
-"""The DynamoDB table: items by key, inserts that never overwrite, updates under a condition.
+"""The DynamoDB table: items by key or partition, inserts that never overwrite, updates under a
+condition.
 
 Nothing else talks to DynamoDB. Items are plain dictionaries; times are floats here and numbers
 there. Every read is consistent: a decision is taken on it.

@@ -339,7 +339,7 @@ STEPS: dict[str, Callable[[Ledger, PartEntry], object]] = {
     "found": lambda ledger, mine: ledger.found(REPLY, mine, "SM1"),
     "taken for sent": lambda ledger, mine: ledger.taken_for_sent(REPLY, mine),
     "not sent": lambda ledger, mine: ledger.not_sent(REPLY, mine),
-    "repeat": lambda ledger, mine: ledger.repeat(REPLY, mine),
+    "resend": lambda ledger, mine: ledger.resend(REPLY, mine),
     "refused": lambda ledger, mine: ledger.refused(REPLY, mine, reason="landline", code="30006"),
     "give up": lambda ledger, mine: ledger.give_up(REPLY, mine),
 }
@@ -626,7 +626,7 @@ def test_the_first_request_is_that_of_every_attempt(runtime: FakeRuntime, ledger
 
 def test_what_was_given_up_without_knowing_is_counted(ledger: Ledger) -> None:
     with_words(ledger)
-    freed = ledger.repeat(REPLY, unknown_(ledger))
+    freed = ledger.resend(REPLY, unknown_(ledger))
     assert [(one.attempt, one.lost) for one in freed.parts or ()] == [(1, 1)]
     again = claimed(ledger)
     ledger.unknown(REPLY, again, reason="read_timeout")
@@ -636,7 +636,7 @@ def test_what_was_given_up_without_knowing_is_counted(ledger: Ledger) -> None:
 
 def test_a_reply_that_somebody_wants_sent_again_is_new(ledger: Ledger) -> None:
     with_words(ledger)
-    assert ledger.repeat(REPLY, unknown_(ledger), redriven_at=NOW + 5).redriven_at == NOW + 5
+    assert ledger.resend(REPLY, unknown_(ledger), redriven_at=NOW + 5).redriven_at == NOW + 5
     assert found(ledger).received_at == NOW
 
 

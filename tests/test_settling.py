@@ -3,8 +3,10 @@ ledger and through every death."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, ClassVar
 
 import boto3
@@ -13,7 +15,7 @@ import pytest
 from chalicelib.consent import ConsentList
 from chalicelib.ledger import Busy, Ledger, PartEntry, Reply, draft
 from chalicelib.messages import DeliveryReceipt, Keys, MessageId, Part
-from chalicelib.processing import Processing
+from chalicelib.processing import LOOKING, STORING, Processing
 from chalicelib.providers.base import (
     REPEATABLE,
     CannotTell,
@@ -28,7 +30,7 @@ from chalicelib.providers.base import (
     Unavailable,
 )
 from chalicelib.queues import Envelope, Queues
-from chalicelib.settling import LISTED_AFTER, LOOKS, MOST_REPEATS, Decision, decide
+from chalicelib.settling import LISTED_AFTER, LOOKS, MOST_RESENDS, Decision, decide
 from chalicelib.table import Table
 from tests.fakes import (
     HASH_KEY,
@@ -523,8 +525,14 @@ def test_a_table_that_fails_is_asked_again_soon(
 def test_a_look_is_not_begun_without_the_time_for_it(build: Build) -> None:
     world = build()
     world.unknown()
-    assert len(world.settle(seconds=40)) == 1
+    assert len(world.settle(seconds=LOOKING - 1)) == 1
     assert world.carrier.asked == []
+
+
+def test_processing_has_the_time_for_a_look_after_its_look_ups() -> None:
+    config = json.loads((Path(__file__).parent.parent / ".chalice" / "config.json").read_text())
+    time_out = config["lambda_functions"]["process"]["lambda_timeout"]
+    assert time_out >= LOOKING + STORING
 
 
 @pytest.mark.parametrize("why", ["not configured", "no secret", "vault down"])
@@ -587,7 +595,7 @@ def test_one_text_that_two_parts_may_have_left_settles_neither(
         "given up": lambda: world.ledger.give_up(
             reply, world.ledger.unknown(reply, other, reason="x")
         ),
-        "repeated": lambda: world.ledger.repeat(
+        "repeated": lambda: world.ledger.resend(
             reply, world.ledger.unknown(reply, other, reason="x")
         ),
         "sent": lambda: world.ledger.sent(reply, other, "SM-other"),
@@ -775,7 +783,7 @@ def test_it_is_not_sent_again_and_again(build: Build) -> None:
     # GIVEN a provider that takes everything and answers nothing
     world = build(UNKNOWN_SENDS="resend")
     world.unknown(kind="outgoing")
-    for resent in range(1, MOST_REPEATS + 1):
+    for resent in range(1, MOST_RESENDS + 1):
         world.runtime.clock += LISTED_AFTER
         assert world.settle() == []
         assert len(world.resumed()) == resent
