@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, TypeVar
 
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ParamValidationError
 
 from tests.simulation.stores import expressions, nothing_else, refusal
 from tests.simulation.stores.expressions import Action, Checked, Invalid, Item, Path, Value, Values
@@ -28,7 +28,8 @@ LARGEST_PAGE = 1024 * 1024
 MOST_READ = 100
 MOST_WRITTEN = 100
 
-_KEY = {"pk": ("S", 2048), "sk": ("S", 1024)}
+_KEY = {"pk": "S", "sk": "S"}
+_LONGEST_KEY = {"pk": 2048, "sk": 1024}  # bytes
 _INDEX = {"unknown_bucket": "S", "unknown_since": "N"}
 _INDEX_NAME = "unknown"
 
@@ -117,6 +118,8 @@ class DynamoDb:
         ((table, asked),) = RequestItems.items()
         rest = dict(asked)
         given = list(rest.pop("Keys"))
+        if not given:
+            raise ParamValidationError(report="Keys: invalid length, 0")
         _consistent(rest.pop("ConsistentRead", False))
         nothing_else("batch_get_item", rest)
         self._check(table, "BatchGetItem")
@@ -148,7 +151,8 @@ class DynamoDb:
     ) -> dict[str, Any]:
         nothing_else("query", other)
         self._check(TableName, "Query")
-        hash_key, range_key = _INDEX if IndexName else _KEY
+        schema = tuple(_INDEX.items() if IndexName else _KEY.items())
+        (hash_key, _), (range_key, _) = schema
         if IndexName not in ("", _INDEX_NAME):
             raise _validation("Query", "The table does not have the specified index")
         if IndexName and ConsistentRead:
@@ -160,7 +164,7 @@ class DynamoDb:
 
         def prepared() -> tuple[Value, expressions.Condition, expressions.Condition, Values]:
             names = _names(ExpressionAttributeNames)
-            keys = expressions.key_condition(KeyConditionExpression, names, hash_key, range_key)
+            keys = expressions.key_condition(KeyConditionExpression, names, schema)
             rest = _condition("FilterExpression", FilterExpression, names)
             values = _values(ExpressionAttributeValues)
             _check_used(names, values, [keys, *([rest] if rest else [])])
@@ -410,6 +414,8 @@ def _conditional(
     **other: Any,
 ) -> _Write:
     nothing_else("a write", other)
+    if ReturnValuesOnConditionCheckFailure not in ("NONE", "ALL_OLD"):
+        raise NotImplementedError(ReturnValuesOnConditionCheckFailure)
     names = _names(ExpressionAttributeNames)
     condition = None
     if ConditionExpression is not None:
@@ -489,7 +495,7 @@ def _key(given: Mapping[str, Any]) -> Key:
     if set(given) != set(_KEY):
         raise Invalid("The provided key element does not match the schema")
     found = []
-    for name, (kind, most) in _KEY.items():
+    for name, kind in _KEY.items():
         value = expressions.value(given[name])
         if kind not in value:
             raise Invalid(
@@ -502,10 +508,10 @@ def _key(given: Mapping[str, Any]) -> Key:
                 "One or more parameter values are not valid. The AttributeValue for a key "
                 f"attribute cannot contain an empty string value. Key: {name}"
             )
-        if len(text.encode()) > most:
+        if len(text.encode()) > _LONGEST_KEY[name]:
             raise Invalid(
                 "One or more parameter values were invalid: Size of key has exceeded the maximum "
-                f"size limit of {most} bytes"
+                f"size limit of {_LONGEST_KEY[name]} bytes"
             )
         found.append(text)
     return found[0], found[1]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Context, Decimal, DecimalException, Inexact
 from functools import cache
 from typing import Any
@@ -148,9 +148,7 @@ def _length(text: str) -> int:
 
 # -- the language ---------------------------------------------------------------------------------
 
-_TOKEN = re.compile(
-    r"\s*(?:([A-Za-z][A-Za-z0-9_]*|[#:][A-Za-z0-9_]+|<>|<=|>=|[-=<>+,().\[\]])|(\S))"
-)
+_TOKEN = re.compile(r"\s*(?:([A-Za-z][A-Za-z0-9_]*|[#:][A-Za-z0-9_]+|<>|<=|>=|[-=<>+,().\[])|(\S))")
 _PATH_START = re.compile("[A-Za-z#]")
 _NOT_SUPPORTED = frozenset({"size", "attribute_type", "list_append"})
 
@@ -208,23 +206,22 @@ def update(text: str, names: Names) -> Checked:
 
 
 @cache
-def key_condition(text: str, names: Names, hash_key: str, range_key: str) -> Checked:
-    """A KeyConditionExpression; its `run` is (the placeholder of the hash key's value, a Condition
-    on the rest)."""
+def key_condition(text: str, names: Names, keys: tuple[tuple[str, str], ...]) -> Checked:
+    """A KeyConditionExpression on these keys, each with its type; its `run` is (the placeholder of
+    the hash key's value, a Condition on the rest)."""
     parser = _Parser("KeyConditionExpression", text, names)
-    path = parser.path()
+    (hash_key, hash_kind), (range_key, range_kind) = keys
+    if parser.path() != (hash_key,):
+        raise Invalid(f"Query condition missed key schema element: {hash_key}")
     parser.expect("=")
     placeholder = parser.placeholder()
+    kinds = [("=", placeholder, frozenset({hash_kind}))]
     rest: Condition = lambda item, values: True  # noqa: E731
-    if path != (hash_key,):
-        raise Invalid(f"Query condition missed key schema element: {hash_key}")
     if parser.accept("AND"):
-        before = len(parser.paths)
-        rest, _ = parser.one()
-        if parser.paths[before:] != [(range_key,)]:
-            raise Invalid("Query key condition not supported")
+        rest, operator, second = parser.of_range_key(range_key)
+        kinds.append((operator, second, frozenset({range_kind})))
     parser.end()
-    return parser.checked((placeholder, rest))
+    return replace(parser.checked((placeholder, rest)), kinds=tuple(kinds))
 
 
 def _check_overlap(paths: list[Path]) -> None:
@@ -256,6 +253,8 @@ class _Parser:
         for good, bad in _TOKEN.findall(text):
             if bad:
                 raise self.invalid(f'Syntax error; token: "{bad}"')
+            if good == "[":
+                raise NotImplementedError("an element of a list in a path")
             tokens.append(good)
         return tokens
 
@@ -302,8 +301,6 @@ class _Parser:
         parts = [self._name()]
         while self.accept("."):
             parts.append(self._name())
-        if self._next == "[":
-            raise NotImplementedError("an element of a list in a path")
         self.paths.append(tuple(parts))
         return tuple(parts)
 
@@ -428,6 +425,20 @@ class _Parser:
             found = lambda item, values: holds(first(item, values), second(item, values))  # noqa: E731
         self.expect(")")
         return found
+
+    def of_range_key(self, range_key: str) -> tuple[Condition, str, str]:
+        """What a KeyConditionExpression says of the range key: with operator and placeholder."""
+        start = self._at
+        found, _ = self.one()
+        tokens = self._tokens[start : self._at]
+        operator, second = (tokens[0], tokens[-2]) if len(tokens) == 6 else (tokens[1], tokens[-1])
+        if (
+            self.paths[1:] != [(range_key,)]
+            or operator not in {"begins_with", "=", *_ORDERING}
+            or not second.startswith(":")
+        ):
+            raise Invalid("Query key condition not supported")
+        return found, operator, second
 
     # -- updates
 

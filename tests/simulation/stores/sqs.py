@@ -161,15 +161,16 @@ class Sqs:
     def deliver_again(self, queue: str, message_id: str) -> None:
         """A standard queue delivers a message in flight once more; its first receiver's handle
         goes on to work. A FIFO queue does so only as the visibility ends: `expire`."""
-        self._reappear(queue, message_id, ends=self._found("deliver_again", queue).fifo)
+        found = self._found("deliver_again", queue)
+        self._reappear(found, message_id, ends=found.fifo)
 
     def expire(self, queue: str, message_id: str) -> None:
         """The visibility of a message ends now, if it is there and in flight."""
-        self._reappear(queue, message_id, ends=True)
+        self._reappear(self._found("expire", queue), message_id, ends=True)
 
-    def _reappear(self, queue: str, message_id: str, *, ends: bool) -> None:
+    def _reappear(self, queue: _Queue, message_id: str, *, ends: bool) -> None:
         now = self._now()
-        message = self._kept(self._found("expire", queue)).get(message_id)
+        message = self._kept(queue).get(message_id)
         if message and message.receipt and message.visible_at > now:
             message.visible_at = now
             if ends:
@@ -519,12 +520,10 @@ class Sqs:
     def _kept(self, queue: _Queue) -> dict[str, Message]:
         """The messages of a queue, without those that are older than it keeps them."""
         end = self._now() - queue.retention
-        for message in list(queue.messages.values()):
-            # In the order of sending: the first that is young enough ends it.
-            if message.sent_at >= end:
-                break
-            self._remove(queue, message)
-            self.dropped.append((queue.name, message))
+        # In the order of sending: where the first is young enough, all are.
+        while queue.messages and (first := next(iter(queue.messages.values()))).sent_at < end:
+            self._remove(queue, first)
+            self.dropped.append((queue.name, first))
         return queue.messages
 
     def _remove(self, queue: _Queue, message: Message) -> None:
