@@ -133,7 +133,8 @@ class Table:
             )
         except client.exceptions.ConditionalCheckFailedException as error:
             raise self._conflict(error) from None
-        return self._read(answer["Attributes"])
+        # (None where something was to be taken from an item that is not there.)
+        return self._read(answer.get("Attributes", {}))
 
     def _conflict(self, error: Any) -> Conflict:
         found = error.response.get("Item")

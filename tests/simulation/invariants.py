@@ -56,7 +56,7 @@ class Invariants:
         self.resend = False
         # By conversation, the messages in the order in which they first stood on the queue.
         self._queued: dict[str, list[str]] = defaultdict(list)
-        self._tried: set[str] = set()  # messages of which a part was handed to a provider
+        self._tried: set[str] = set()  # messages of which a part was claimed
         self._passed: dict[str, str] = {}  # message -> the later one that was tried before it
         self._dead: set[str] = set()  # messages that were on a dead-letter queue
         # When (unix seconds) a message's envelopes were received, by queue.
@@ -72,6 +72,10 @@ class Invariants:
         cloud.watch_http = self._on_http
         cloud.watchers.append(self._on_call)
         cloud.stores["dynamodb"].observers.append(self._on_change)
+
+    def allow(self, reference: str) -> None:
+        """Somebody takes it upon themselves to send this part once more."""
+        self._allowed[reference] += 1
 
     # -- after every step -------------------------------------------------------------------------
 
@@ -108,8 +112,10 @@ class Invariants:
         """A request leaves us."""
         if request.method != "POST" or not request.url.host.startswith("api."):
             return
-        reference = _reference_of(request)
-        id_ = reference.rpartition("-")[0]
+        self._attempted(_reference_of(request).rpartition("-")[0])
+
+    def _attempted(self, id_: str) -> None:
+        """An attempt begins with the claim, whether or not its owner lives to make the call."""
         conversation = id_.partition("-")[0]
         if id_ in self._tried:
             return
@@ -193,12 +199,15 @@ class Invariants:
             was = old.get(number, {})
             if was and was["text"] != part["text"]:
                 raise Violation("the words stay", name, (id_,))
-            if part["state"] not in _STEPS[was.get("state")]:
+            # (A part that was put back, and of which a receipt says that it was sent after all.)
+            proven = was.get("attempt", 0) > 0 and part["state"] == "sent"
+            if part["state"] not in _STEPS[was.get("state")] and not proven:
                 raise Violation(
                     "states move forward", f"{name}: {was['state']} -> {part['state']}", (id_,)
                 )
             if part["state"] == "sending" and was.get("state") != "sending":
                 self._claimed = True
+                self._attempted(id_)
             if was and part["attempt"] < was["attempt"]:
                 raise Violation("states move forward", f"{name}: attempt", (id_,))
             rank, had = STATUS_RANK.get(part.get("status"), 0), was.get("status")

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+from chalicelib.ledger import Busy, Ledger
+from chalicelib.messages import MessageId
+from chalicelib.queues import Queues
+from chalicelib.runtime import is_transient
+from chalicelib.settling import decide
+from chalicelib.table import Table
 from tests.simulation.functions import Mapping
+from tests.simulation.invariants import Invariants
 from tests.simulation.outside import Outside
-from tests.simulation.runtime import Cloud
+from tests.simulation.runtime import Cloud, SimulatedRuntime
+from tests.simulation.world import Process
 
 _SOURCES = {"processing-dlq": "processing", "outbound-dlq.fifo": "outbound.fifo"}
 
@@ -14,7 +23,14 @@ _SOURCES = {"processing-dlq": "processing", "outbound-dlq.fifo": "outbound.fifo"
 class Operator:
     """Works on the same world, through the stores."""
 
-    def __init__(self, cloud: Cloud, out: Outside, mappings: dict[str, Mapping]) -> None:
+    def __init__(
+        self,
+        cloud: Cloud,
+        out: Outside,
+        mappings: dict[str, Mapping],
+        invariants: Invariants,
+    ) -> None:
+        self._invariants = invariants
         self._cloud = cloud
         self._out = out
         self._mappings = mappings
@@ -33,7 +49,11 @@ class Operator:
                         "MessageGroupId": letter.group,
                         "MessageDeduplicationId": f"again-{self._moved}",
                     }
-                sqs.send_message(QueueUrl=_url(sqs, source), MessageBody=letter.body, **fifo)
+                body = letter.body
+                if self._cloud.world.chance(0.5):
+                    # As our own redrive does; AWS's does not.
+                    body = json.dumps({**json.loads(body), "redriven_at": self._cloud.world.now})
+                sqs.send_message(QueueUrl=_url(sqs, source), MessageBody=body, **fifo)
                 handle = sqs.receive_message(QueueUrl=_url(sqs, dead), MaxNumberOfMessages=1)[
                     "Messages"
                 ][0]["ReceiptHandle"]
@@ -42,6 +62,53 @@ class Operator:
                 )
         for mapping in self._mappings.values():
             mapping.wake()
+
+    def decide(self) -> None:
+        """A person decides about each unknown send, on what the provider's pages show just now."""
+        world = self._cloud.world
+        process = Process(f"person-{world.steps}")
+        runtime = SimulatedRuntime(self._cloud, process, "person", 0.0)
+        for id_, part, attempt in self._unknown():
+            taken = {one.reference for one in self._out.accepted}
+            reference = id_.part(part)
+            word = world.random.choice(("sent", "resend", "give_up"))
+            if word == "sent" and reference not in taken:
+                word = "resend"
+            if word == "resend":
+                self._invariants.allow(reference)
+            world.note("person", f"{id_}: {word} part {part}")
+            task = world.spawn(
+                lambda id_=id_, part=part, attempt=attempt, word=word: decide(  # type: ignore[misc]
+                    runtime,
+                    Ledger(Table(runtime, "test"), runtime, keep_days=400),
+                    Queues(runtime, "test"),
+                    id_,
+                    part=part,
+                    attempt=attempt,
+                    decision=word,
+                ),
+                process,
+            )
+            world.wait(task)
+            if process.dead:
+                return
+            error = task.error
+            if error is not None and not isinstance(error, Busy) and not is_transient(error):
+                raise error
+
+    def _unknown(self) -> list[tuple[MessageId, int, int]]:
+        """What `spillway unknown list` shows."""
+        found = []
+        for item in self._cloud.stores["dynamodb"].scan(
+            TableName="spillway-test", ConsistentRead=True
+        )["Items"]:
+            for number, part in item.get("parts", {}).get("M", {}).items():
+                if part["M"]["state"]["S"] == "unknown":
+                    id_ = MessageId(
+                        item["pk"]["S"].partition("#")[2], item["sk"]["S"].partition("#")[2]
+                    )
+                    found.append((id_, int(number), int(part["M"]["attempt"]["N"])))
+        return found
 
 
 def _url(sqs: Any, queue: str) -> str:

@@ -123,12 +123,15 @@ class Simulation:
         }
         self.invariants.loop_limit = story.loop_limit
         self.cloud.watchers.append(self._wake)
-        self.operator = Operator(self.cloud, self.outside, self.mappings)
+        self.operator = Operator(self.cloud, self.outside, self.mappings, self.invariants)
         for text in story.texts:
             world.spawn(lambda text=text: self.outside.write(text), after=text.at - START)  # type: ignore[misc]
         self.outside.robot = story.robot
         for at in story.knocks:
             world.spawn(self.outside.knock, after=at - START)
+        self.invariants.resend = story.resend
+        for at in story.decisions:
+            world.spawn(self.operator.decide, after=at - START)
         for at in story.redrives:
             world.spawn(self.operator.redrive, after=max(0.0, at - START))
 
@@ -184,6 +187,7 @@ class Simulation:
             LOOKUP_URLS=urls,
             HELP_TEXT=HELP_TEXT,
             STOP_TEXT=STOP_TEXT,
+            UNKNOWN_SENDS="resend" if self.story.resend else "hold",
             LOOP_LIMIT=str(self.story.loop_limit),
         )
 

@@ -35,6 +35,8 @@ class Story:
     robot: str
     loop_limit: int
     knocks: tuple[float, ...]
+    resend: bool  # UNKNOWN_SENDS
+    decisions: tuple[float, ...]  # when a person looks through the unknown sends
 
 
 def write(random: Random, start: float) -> Story:
@@ -88,6 +90,11 @@ def write(random: Random, start: float) -> Story:
         senders=random.choice((1, 2, 4)),
         robot=people[0] if random.random() < 0.15 else "",
         loop_limit=random.choice((30, 30, 3, 0)),
+        resend=random.random() < 0.25,
+        decisions=tuple(
+            start + length * random.random() + random.choice((0, 300, 4000))
+            for _ in range(random.choice((0, 0, 1, 3)))
+        ),
         knocks=tuple(start + length * random.random() for _ in range(random.choice((0, 1)))),
     )
 

@@ -107,7 +107,7 @@ class World:
         """Ends every task that still stands somewhere, so that nothing of it is left."""
         for task in list(self._tasks.values()):
             task.process.dead = True
-            while not task.done:
+            while not task.greenlet.dead:
                 task.greenlet.switch()
 
     # -- for tasks --------------------------------------------------------------------------------
