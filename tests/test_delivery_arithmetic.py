@@ -1,4 +1,4 @@
-"""The table of waiting: every figure of the page, from the constants that decide it.
+"""The table of waiting in docs/DELIVERY.md: every figure, from the constants that decide it.
 
 The page is there for people; here the figures are computed and compared, and what they must be to
 each other is held.
@@ -10,25 +10,24 @@ import json
 from functools import cache
 from itertools import count
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import pytest
 from cfnlint.decode import decode
 
-from chalicelib import batches, loops, pacing, processing, sending
+from chalicelib import batches, loops, pacing, processing, sending, settling
 from chalicelib.batches import Batch
 from chalicelib.config import Settings
 from chalicelib.ledger import DAY
+from chalicelib.providers.base import REPEATABLE
 from chalicelib.queues import OUTBOUND
 from chalicelib.runtime import at_most
 from tests.fakes import Context, FakeRuntime, settings
+from tests.pages import DOCS, ROOT, rows
 
-PROJECT = Path(__file__).parent.parent
-PAGE = PROJECT / "docs" / "_arithmetic.md"
-TEMPLATE: dict[str, Any] = decode(str(PROJECT / "infra" / "data.yaml"))[0]
+TEMPLATE: dict[str, Any] = decode(str(ROOT / "infra" / "data.yaml"))[0]
 DATA = {name: one.get("Default") for name, one in TEMPLATE["Parameters"].items()}
-CONFIG = json.loads((PROJECT / ".chalice" / "config.json").read_text())
+CONFIG = json.loads((ROOT / ".chalice" / "config.json").read_text())
 
 TIME_OUT = CONFIG["lambda_functions"]["send"]["lambda_timeout"]
 WINDOW = 1  # the batching window of the processing queue, in app.py
@@ -94,6 +93,7 @@ SENDER_NEEDS = sending.CALLING + sending.WRITING
 CLAIM_NEEDS = sending.CALLING + 2 * sending.WRITING
 PROCESSING_NEEDS = at_most(LONGEST_TIME_OUT) + processing.STORING
 DYING = batches.MOST_STARTS + 1
+LOOKS = [f"{look / 60:.0f}" for look in settling.LOOKS]
 
 FIGURES = {
     "First backoff": f"{backoff(1, 0):.0f} to {backoff(1, 1):.0f} s",
@@ -146,6 +146,19 @@ FIGURES = {
     "Time for which a claim holds up other senders": (
         f"{TIME_OUT + sending.LEASE_MARGIN:.0f} s at most"
     ),
+    "Looks for a send whose outcome is unknown": (
+        f"{len(LOOKS)}: after {', '.join(LOOKS[:-1])} and {LOOKS[-1]} min"
+    ),
+    "Age from which *not on the provider's list* means *not sent*": (
+        f"{settling.LISTED_AFTER / 60:.0f} min"
+    ),
+    "Time for which a request is repeated under its idempotency key": (
+        f"{REPEATABLE / HOUR:.0f} h, and no longer than the reply may be sent"
+    ),
+    "Blind repetitions under `UNKNOWN_SENDS=resend`": (
+        f"{settling.MOST_RESENDS} at most, each at a look that is"
+        f" {settling.LISTED_AFTER / 60:.0f} min or more after the attempt"
+    ),
     f"Automatic replies of a conversation in {loops.WINDOW / 60:.0f} min": (
         f"{DEFAULTS.loop_limit}"
     ),
@@ -184,22 +197,19 @@ REASONS = {
 }
 
 
-def rows() -> dict[str, tuple[str, str]]:
-    found = {}
-    for line in PAGE.read_text().splitlines():
-        if line.startswith("| ") and not line.startswith(("| What", "| ---")):
-            what, figure, why = (cell.strip() for cell in line.strip("|").split("|"))
-            found[what] = figure, why
-    return found
+ROWS = {
+    what: (figure, why)
+    for what, figure, why in rows(DOCS / "DELIVERY.md", "The arithmetic of waiting")
+}
 
 
 def test_the_page_has_exactly_these_figures() -> None:
-    assert list(rows()) == list(FIGURES)
+    assert list(ROWS) == list(FIGURES)
 
 
 @pytest.mark.parametrize("what", FIGURES)
 def test_a_figure_is_what_the_code_makes_it(what: str) -> None:
-    figure, why = rows()[what]
+    figure, why = ROWS[what]
     assert figure == FIGURES[what]
     for piece in REASONS.get(what, []):
         assert piece in why
@@ -240,6 +250,17 @@ LAST_AGE = max(processing.GIVE_UP_AFTER, DEFAULTS.message_max_age, DEFAULTS.repl
         pytest.param(
             sending.WRITING + sending.CALLING, pacing.PROBING, id="claim and call, and the lease"
         ),
+        pytest.param(
+            settling.LISTED_AFTER,
+            settling.LOOKS[-1] - settling.EARLY,
+            id="a list that lags and the last look",
+        ),
+        pytest.param(
+            next(look for look in settling.LOOKS if look >= settling.LISTED_AFTER) + 60,
+            DEFAULTS.reply_max_age,
+            id="the first look that can say *not sent*, and the age of replies",
+        ),
+        pytest.param(settling.LOOKS[-1], REPEATABLE, id="looks and idempotency keys"),
         pytest.param(
             pacing.LONGEST_COOL_OFF * (1 + pacing.JITTER),
             DEFAULTS.reply_max_age / 4,

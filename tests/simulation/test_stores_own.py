@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from chalicelib.batches import Batch, Defer
 from chalicelib.consent import ConsentList
-from chalicelib.ledger import UNKNOWN_BUCKETS, Busy, Ledger, PartEntry, Reply
+from chalicelib.ledger import UNKNOWN_BUCKETS, Busy, Ledger, PartEntry, Reply, draft
 from chalicelib.messages import STATUS_RANK, DeliveryReceipt, Keys, MessageId
 from chalicelib.queues import OUTBOUND, Envelope, Queues
 from chalicelib.table import Conflict, Table
@@ -79,9 +79,13 @@ def test_the_ledger_works_on_it() -> None:
     tap: Any = runtime.dynamodb
 
     # GIVEN a reply of two parts, of which the first is claimed
-    reply = ledger.store_words(opened(ledger, IDS[0]), [("one", []), ("two", ["https://x"])])
+    reply = draft(opened(ledger, IDS[0]), [("one", []), ("two", ["https://x"])])
     assert reply.parts is not None
     one = ledger.claim(reply, reply.parts[0], owner="me", lease_until=NOW + 60.5)
+    stored = ledger.find(IDS[0])
+    assert stored is not None
+    assert stored.parts is not None
+    assert [part.text for part in stored.parts] == ["one", "two"]
 
     # THEN nobody else gets it
     with pytest.raises(Busy):
@@ -97,8 +101,8 @@ def test_the_ledger_works_on_it() -> None:
 
     # WHEN a receipt comes, THEN the part is sent, but what is left of the reply is still listed
     receipt = DeliveryReceipt("twilio", "SM9", IDS[0].part(1), "delivered", "", NOW)
-    assert ledger.receive(receipt) == "recorded"
-    assert ledger.receive(receipt) == "stale"
+    assert ledger.receive(receipt).result == "recorded"
+    assert ledger.receive(receipt).result == "stale"
     found = ledger.find(IDS[0])
     assert found is not None
     assert found.parts is not None
@@ -186,10 +190,14 @@ class Story:
             self.remember(reply)
 
     def words(self, which: int, detail: int) -> None:
+        """A draft, which a claim stores or, every other time, a step of its own."""
         if self.replies:
             words = [(f"part {n}", ["https://x"] * n) for n in range(1 + detail % 3)]
             reply = self.replies[which % len(self.replies)]
-            self.remember(self.ledger.store_words(reply, words, confirmation=detail > 3))
+            drafted = draft(reply, words, confirmation=detail > 3)
+            self.remember(drafted)
+            if detail % 2 == 0:
+                self.ledger.store_words(drafted)
 
     def close(self, which: int, detail: int) -> None:
         if self.replies:
@@ -199,16 +207,35 @@ class Story:
         if not self.parts:
             return
         reply, part = self.parts[-1 - which % len(self.parts)]
-        ledger = self.ledger
+        ledger, until = self.ledger, self.runtime.now() + 60
         steps: list[Callable[[], PartEntry]] = [
-            lambda: ledger.claim(reply, part, owner="me", lease_until=self.runtime.now() + 60),
-            lambda: ledger.claim(reply, part, owner="you", lease_until=self.runtime.now() + 9.5),
+            lambda: ledger.claim(reply, part, owner="me", lease_until=until),
+            lambda: ledger.claim(reply, part, owner="you", lease_until=until - 0.5, request="{}"),
             lambda: ledger.sent(reply, part, "SM1"),
             lambda: ledger.failed(reply, part, reason="invalid_number", code="21211"),
             lambda: ledger.put_back(reply, part),
             lambda: ledger.unknown(reply, part, reason="timeout"),
         ]
-        self.parts.append((reply, steps[detail % len(steps)]()))
+        moved = steps[detail % len(steps)]()
+        self.parts.append((replace(reply, drafted=False), moved))
+
+    def settle(self, which: int, detail: int) -> None:
+        """A look's or a person's word on a part."""
+        if not self.parts:
+            return
+        reply, part = self.parts[-1 - which % len(self.parts)]
+        ledger, now = self.ledger, self.runtime.now()
+        steps: list[Callable[[], Reply]] = [
+            lambda: ledger.found(reply, part, "SM2"),
+            lambda: ledger.taken_for_sent(reply, part),
+            lambda: ledger.not_sent(reply, part),
+            lambda: ledger.resend(reply, part),
+            lambda: ledger.resend(reply, part, redriven_at=now),
+            lambda: ledger.refused(reply, part, reason="invalid_number", code="40310"),
+            lambda: ledger.give_up(reply, part),
+            lambda: ledger.note(reply, part, "repeat_refused"),
+        ]
+        self.remember(steps[detail % len(steps)]())
 
     def receipt(self, which: int, detail: int) -> None:
         status: Any = list(STATUS_RANK)[detail % len(STATUS_RANK)]
@@ -253,7 +280,10 @@ class Story:
 
 STEPS = st.tuples(
     st.sampled_from(
-        ["open", "look", "words", "close", *["move"] * 5, "receipt", "consents", "start", "later"]
+        [
+            *("open", "look", "words", "close", *["move"] * 5),
+            *("settle", "settle", "receipt", "consents", "start", "later"),
+        ]
     ),
     st.integers(0, 5),
     st.integers(0, 7),
