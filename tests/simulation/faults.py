@@ -28,7 +28,7 @@ HTTP_FAULTS = (
     "answer broken",
 )
 # Beyond the four whose coverage is counted.
-STORE_EXTRAS = ("server error", "slow", "arrives late", "partly done")
+STORE_EXTRAS = ("server error", "slow", "arrives late", "partly done", "frozen")
 
 _HOT = 14  # one of so many pairs of site and fault is hot in a seed
 _MOST_HOT = 2  # so often in a seed, so that a hot pair does not stop everything

@@ -28,6 +28,8 @@ class Invocation:
     died: bool
     value: Any = None
     error: BaseException | None = None
+    started: bool = True  # whether the function had come up when it ended
+    poisoned: bool = False  # by a message that kills
 
 
 class Context:
@@ -45,8 +47,16 @@ class Function:
     """One of the three functions. `build` makes the real handler on a runtime, as `start` does."""
 
     def __init__(
-        self, cloud: Cloud, role: str, build: Callable[[SimulatedRuntime], Any], timeout: float
+        self,
+        cloud: Cloud,
+        role: str,
+        build: Callable[[SimulatedRuntime], Any],
+        timeout: float,
+        overtime: float = 0.0,
     ) -> None:
+        # How long an invocation may go on after its time, before it is ended: a frozen one does
+        # not know how late it is.
+        self._overtime = overtime
         self._cloud = cloud
         self._role = role
         self._build = build
@@ -71,16 +81,17 @@ class Function:
         task = world.spawn(run, environment.process)
         if on_task:
             on_task(task)
-        clock = world.spawn(lambda: self._time_out(task, environment), after=self._timeout)
+        grace = self._overtime * world.random.random()
+        clock = world.spawn(lambda: self._time_out(task, environment), after=self._timeout + grace)
         world.wait(task)
         world.wake(clock)
         if isinstance(task.error, Killed) or environment.process.dead:
-            return Invocation(died=True)
-        # (A process that was frozen for long is taken down; most live on.)
+            return Invocation(died=True, poisoned=environment.process.poisoned)
         if not world.chance(0.1):
             self._idle.append(environment)
         if task.error is not None:
-            return Invocation(died=True, error=task.error)
+            started = environment.handler is not None
+            return Invocation(died=True, error=task.error, started=started)
         return Invocation(died=False, value=task.result)
 
     def _time_out(self, task: Task, environment: Environment) -> None:
@@ -109,7 +120,10 @@ class Mapping:
         most: int,
         reporting: bool,
         trouble: float,
+        groups: bool = True,
     ) -> None:
+        # Not every event source passes the message group.
+        self._groups = groups
         self._cloud = cloud
         self._sqs = sqs
         self._queue = queue
@@ -124,7 +138,9 @@ class Mapping:
         # How often each message's work ended without its being deleted for it: what may have been
         # the message's fault, as far as anybody can tell.
         self.bad_ends: dict[str, int] = {}
-        self.expected: Callable[[BaseException], bool] = lambda error: False
+        # ... and of these, how often it may have been another message of the batch.
+        self.poisoned_ends: dict[str, int] = {}
+        self.expected: Callable[[Invocation], bool] = lambda invocation: False
         self.surprises: list[BaseException] = []
         self.task = cloud.world.spawn(self._poll)
 
@@ -165,7 +181,11 @@ class Mapping:
                 "messageId": one["MessageId"],
                 "receiptHandle": one["ReceiptHandle"],
                 "body": one["Body"],
-                "attributes": one["Attributes"],
+                "attributes": {
+                    name: value
+                    for name, value in one["Attributes"].items()
+                    if self._groups or name != "MessageGroupId"
+                },
                 "messageAttributes": one.get("MessageAttributes", {}),
             }
             for one in records
@@ -189,8 +209,12 @@ class Mapping:
             lambda task: task.notes.update(records=ids),
         )
         self._running -= 1
-        if invocation.error is not None and not self.expected(invocation.error):
+        if invocation.error is not None and not self.expected(invocation):
             self.surprises.append(invocation.error)
+        if invocation.poisoned:
+            for record in records:
+                poisoned = self.poisoned_ends.get(record["body"], 0) + 1
+                self.poisoned_ends[record["body"]] = poisoned
         if not invocation.died:
             done = [r for r in records if r["messageId"] not in self._left(invocation.value)]
             for record in records:

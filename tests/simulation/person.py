@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from chalicelib.ledger import Busy, Ledger
@@ -12,11 +13,24 @@ from chalicelib.runtime import is_transient
 from chalicelib.settling import decide
 from chalicelib.table import Table
 from tests.simulation.functions import Mapping
-from tests.simulation.invariants import Invariants
 from tests.simulation.outside import Outside
 from tests.simulation.runtime import Cloud, SimulatedRuntime
 from tests.simulation.world import Process
 
+# Neither JSON, nor an envelope, nor of a kind that either queue may carry.
+GARBAGE = (
+    "heron",
+    "{}",
+    json.dumps(
+        {
+            "kind": "resume",
+            "conversation": "heron",
+            "id": "heron",
+            "received_at": 1_790_000_000,
+            "payload": {},
+        }
+    ),
+)
 _SOURCES = {"processing-dlq": "processing", "outbound-dlq.fifo": "outbound.fifo"}
 
 
@@ -28,13 +42,14 @@ class Operator:
         cloud: Cloud,
         out: Outside,
         mappings: dict[str, Mapping],
-        invariants: Invariants,
+        allow: Callable[[str], None],
     ) -> None:
-        self._invariants = invariants
+        self._allow = allow
         self._cloud = cloud
         self._out = out
         self._mappings = mappings
         self._moved = 0
+        self.littered = False
 
     def redrive(self) -> None:
         """Every dead letter goes back to its queue. Sent first, then deleted: none is lost."""
@@ -50,7 +65,7 @@ class Operator:
                         "MessageDeduplicationId": f"again-{self._moved}",
                     }
                 body = letter.body
-                if self._cloud.world.chance(0.5):
+                if letter.body not in GARBAGE and self._cloud.world.chance(0.5):
                     # As our own redrive does; AWS's does not.
                     body = json.dumps({**json.loads(body), "redriven_at": self._cloud.world.now})
                 sqs.send_message(QueueUrl=_url(sqs, source), MessageBody=body, **fifo)
@@ -60,6 +75,19 @@ class Operator:
                 sqs.delete_message_batch(
                     QueueUrl=_url(sqs, dead), Entries=[{"Id": "0", "ReceiptHandle": handle}]
                 )
+        for mapping in self._mappings.values():
+            mapping.wake()
+
+    def litter(self) -> None:
+        """Something stands on the queues that is not ours, or belongs on another."""
+        sqs = self._cloud.stores["sqs"]
+        for number, body in enumerate(GARBAGE):
+            for queue in _SOURCES.values():
+                fifo: dict[str, Any] = {}
+                if queue.endswith(".fifo"):
+                    fifo = {"MessageGroupId": "heron", "MessageDeduplicationId": f"litter-{number}"}
+                sqs.send_message(QueueUrl=_url(sqs, queue), MessageBody=body, **fifo)
+        self.littered = True
         for mapping in self._mappings.values():
             mapping.wake()
 
@@ -75,7 +103,7 @@ class Operator:
             if word == "sent" and reference not in taken:
                 word = "resend"
             if word == "resend":
-                self._invariants.allow(reference)
+                self._allow(reference)
             world.note("person", f"{id_}: {word} part {part}")
             task = world.spawn(
                 lambda id_=id_, part=part, attempt=attempt, word=word: decide(  # type: ignore[misc]

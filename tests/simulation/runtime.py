@@ -3,6 +3,7 @@ where a process can die, and where a store or the network can fail in each of it
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -38,6 +39,10 @@ class Cloud:
         self.stores = stores
         # Unix seconds between which a store or a host answers nobody.
         self.outages: dict[str, list[tuple[float, float]]] = {}
+        # Seconds that a host takes at most to answer.
+        self.slowness: dict[str, float] = {}
+        # By reference or address: requests of which the answer did not come.
+        self.uncertain: set[str] = set()
         # Called after each call that a store served: task, service, operation, arguments, answer.
         self.watchers: list[Watcher] = []
         self.network: Callable[[Task, httpx.Request], httpx.Response] = _nobody
@@ -103,7 +108,11 @@ class SimulatedRuntime(Runtime):
             if attempt:
                 world.sleep(0.05 * 2**attempt * world.random.random())
             fault = faults.draw(site, STORE_FAULTS + STORE_EXTRAS)
+            self.process.troubled = self.process.troubled or bool(fault)
             self._die(fault == "killed before", site)
+            if fault == "frozen":
+                world.note(self.process.name, f"{site}: frozen")
+                world.sleep(100 * world.random.random() ** 2)
             world.sleep(self._latency())
             down = self.cloud.down(service)
             if down or fault in ("throttled", "server error"):
@@ -231,7 +240,13 @@ class _Network(httpx.BaseTransport):
         world.sleep(runtime._latency())
         task = world.current()
         request.read()
+        slow = cloud.slowness.get(host, 0.0) * world.random.random()
+        if slow > timeout and not fault:
+            fault = "response lost"
         cloud.watch_http(task, request)
+        certain = ("", "throttled", "no connection")
+        if fault not in certain or cloud.down(host):
+            cloud.uncertain.add(reference_of(request))
         if cloud.down(host) and not (fault := _in_an_outage(cloud, host)):
             return httpx.Response(503)
         if fault:
@@ -247,7 +262,7 @@ class _Network(httpx.BaseTransport):
             world.sleep(timeout)
             raise httpx.ReadTimeout("lost")
         if fault == "arrives late":
-            later = timeout + 100 * world.random.random() ** 3
+            later = timeout + 60 * world.random.random() ** 3
             world.spawn(lambda: cloud.network(task, request), after=later)
             world.sleep(timeout)
             raise httpx.ReadTimeout("late")
@@ -260,8 +275,16 @@ class _Network(httpx.BaseTransport):
             raise httpx.RemoteProtocolError("broken")
         if fault == "accepted with 5xx":
             return httpx.Response(500)
-        world.sleep(0.02 + 0.2 * world.random.random())
+        world.sleep(0.02 + 0.2 * world.random.random() + slow)
         return response
+
+
+def reference_of(request: httpx.Request) -> str:
+    """Our reference, in a request to a provider."""
+    if "Idempotency-Key" in request.headers:
+        return str(request.headers["Idempotency-Key"])
+    found = re.search(rb"reference%3D([0-9a-f-]+)", request.content)
+    return found[1].decode() if found else ""
 
 
 def _in_an_outage(cloud: Cloud, host: str) -> str:

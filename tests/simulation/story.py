@@ -10,9 +10,11 @@ from tests.simulation.outside import HOURS, NUMBERS, Text
 
 PEOPLE = ("+14155550100", "+14155550101", "+14155550102")
 _WORDS = {
-    outside.STOP: ("STOP", "stop", "Unsubscribe", "opt-out"),
+    outside.STOP: ("STOP", "stop", "Unsubscribe", "opt-out", "please stop texting me"),
     outside.START_AGAIN: ("START", "unstop"),
     outside.HELP: ("HELP",),
+    outside.EMPTY: (" ",),
+    outside.HUGE: ("heron " * 3400,),
 }
 _REJECTIONS = {"twilio": ("21211", "21610"), "telnyx": ("40310", "40300")}
 
@@ -36,6 +38,12 @@ class Story:
     loop_limit: int
     knocks: tuple[float, ...]
     resend: bool  # UNKNOWN_SENDS
+    overtime: float  # seconds that a function may go on after its time
+    slowness: dict[str, float]  # seconds that a host may take
+    groups: bool  # whether the events name the message group
+    public_url: bool  # whether PUBLIC_URL is set
+    garbage: tuple[float, ...]  # when something that is not ours stands on the queues
+    rotation: float | None  # when Twilio's token is changed
     decisions: tuple[float, ...]  # when a person looks through the unknown sends
 
 
@@ -54,10 +62,11 @@ def write(random: Random, start: float) -> Story:
         text = Text(
             name,
             kind,
-            random.choice(people),
+            outside.SENDERS.get(kind) or random.choice(people),
             ours,
             start + length * random.random() ** random.choice((1, 3)),
             random.choice(_WORDS.get(kind, (f"{name} is the heron awake?",))),
+            encoded=random.random() < 0.2,
             poison=random.random() < 0.03 and kind in (outside.PLAIN, outside.LONG),
         )
         if random.random() < 0.04:
@@ -91,6 +100,12 @@ def write(random: Random, start: float) -> Story:
         robot=people[0] if random.random() < 0.15 else "",
         loop_limit=random.choice((30, 30, 3, 0)),
         resend=random.random() < 0.25,
+        overtime=random.choice((0.0, 0.0, 40.0)),
+        slowness=_slowness(random),
+        groups=random.random() < 0.5,
+        public_url=random.random() < 0.5,
+        garbage=(start + length * random.random(),) if random.random() < 0.1 else (),
+        rotation=start + length * random.random() if random.random() < 0.1 else None,
         decisions=tuple(
             start + length * random.random() + random.choice((0, 300, 4000))
             for _ in range(random.choice((0, 0, 1, 3)))
@@ -99,13 +114,21 @@ def write(random: Random, start: float) -> Story:
     )
 
 
+def _slowness(random: Random) -> dict[str, float]:
+    """Who takes long to answer, as long as is allowed or too long."""
+    return {host: random.choice((3.0, 9.0, 20.0)) for host in _HOSTS if random.random() < 0.08}
+
+
 _HOSTS = ("api.twilio.com", "api.telnyx.com", "replies.example.com", "lookups.example.com")
 
 
 def _kinds(random: Random) -> list[str]:
     often = [outside.PLAIN] * 4 + [outside.LONG] * 2
     consent = [outside.STOP, outside.STOP, outside.START_AGAIN, outside.HELP]
-    rare = [outside.SILENT, outside.REFUSED, outside.GROUP, outside.UNREADABLE]
+    rare = [outside.SILENT, outside.REFUSED, outside.GROUP, outside.UNREADABLE, *outside.INVALID]
+    if random.random() < 0.12:
+        # Nothing but a change of mind after the other, to several of our numbers.
+        return [outside.STOP, outside.START_AGAIN]
     return (
         often
         + [outside.OUTGOING]

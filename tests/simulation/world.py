@@ -35,6 +35,8 @@ class Process:
     def __init__(self, name: str) -> None:
         self.name = name
         self.dead = False
+        self.poisoned = False
+        self.troubled = False  # whether a store failed it, or time stood still for it
         self.tasks: dict[Task, None] = {}  # (a set has no order, and a seed must have one)
 
 
