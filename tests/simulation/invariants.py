@@ -67,8 +67,9 @@ class Invariants:
         self.loop_limit = 0
         # By conversation and message: when the text came to which the answer went out.
         self._claims: list[str] = []  # of the call that is being served
+        self._knew: dict[str, int] = {}  # the step at which its sender last looked at the table
         self._claimer: dict[str, Task] = {}
-        self._answered_at: dict[str, dict[str, float]] = defaultdict(dict)
+        self._answered_at: dict[str, dict[str, tuple[float, float]]] = defaultdict(dict)
         self._step = 0
         self._claimed = False  # by the call that is being served
         out.on_accepted = self._on_accepted
@@ -97,8 +98,8 @@ class Invariants:
                 self._claimed = False
                 for reference in self._claims:
                     self._claimer[reference] = task
+                    self._knew[reference] = task.notes.get("last_table_call", 0)
                 self._claims.clear()
-                task.notes["claimed_knowing"] = task.notes.get("last_table_call", 0)
             task.notes["last_table_call"] = self._step
 
     def _on_queued(self, url: str, entry: dict[str, Any]) -> None:
@@ -120,6 +121,9 @@ class Invariants:
         """A request leaves us."""
         if request.method != "POST" or not request.url.host.startswith("api."):
             return
+        if task.process.name.startswith("processing"):
+            # Without a claim: a provider that knows a repeated request is asked again.
+            self._knew[reference_of(request)] = task.notes.get("last_table_call", 0)
         self._attempted(reference_of(request).rpartition("-")[0])
 
     def _attempted(self, id_: str) -> None:
@@ -163,14 +167,19 @@ class Invariants:
         if text.kind not in (outside.OUTGOING, outside.HELP):
             self._in_no_loop(text, float(item["received_at"]))
         since = self._opted_out.get(f"P#{self._brand}#{KEYS.number(text.person)}")
-        knew = task.notes.get("claimed_knowing", task.notes.get("last_table_call", 0))
+        knew = self._knew[accepted.reference]
         if since is not None and since < knew:
             raise Violation("nothing is sent after an opt-out", text.name, (id_,))
 
     def _in_no_loop(self, text: Text, received_at: float) -> None:
         answered = self._answered_at[text.id.conversation]
-        answered[text.name] = received_at
-        near = sum(received_at - 599 < at <= received_at for at in answered.values())
+        now = self._cloud.world.now
+        answered[text.name] = (received_at, now)
+        # (Neither texts that came over an hour and were answered at once, nor the reverse.)
+        near = sum(
+            received_at - 599 < at <= received_at and now - 599 < then
+            for at, then in answered.values()
+        )
         if 0 < self.loop_limit < near:
             raise Violation("robots are parted", f"{near} answers in ten minutes", (str(text.id),))
 

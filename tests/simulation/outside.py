@@ -170,8 +170,8 @@ class Outside:
         else:
             event = _inbound(text, self.world.now, self.token)
             if text.encoded:
-                body = base64.b64encode(event["body"].encode()).decode()
-                event = {**event, "body": body, "isBase64Encoded": True}
+                raw = base64.b64encode(event["body"].encode()).decode()
+                event = {**event, "body": raw, "isBase64Encoded": True}
             began = self.world.now
             status, _ = self.door.post(f"/webhooks/{text.provider}/signed", event)
             good = status == 200
