@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.simulation.runtime import Cloud, SimulatedRuntime
 from tests.simulation.stores.sqs import Sqs
-from tests.simulation.world import Killed, Process, Task
+from tests.simulation.world import Killed, Process, Task, Violation
 
 
 @dataclass
@@ -30,6 +30,8 @@ class Invocation:
     error: BaseException | None = None
     started: bool = True  # whether the function had come up when it ended
     poisoned: bool = False  # by a message that kills
+    began: float = 0.0
+    troubled_at: float = 0.0  # when a store last failed its process
 
 
 class Context:
@@ -92,7 +94,12 @@ class Function:
         if task.error is not None:
             started = environment.handler is not None
             return Invocation(died=True, error=task.error, started=started)
-        return Invocation(died=False, value=task.result)
+        return Invocation(
+            died=False,
+            value=task.result,
+            began=deadline - self._timeout,
+            troubled_at=environment.process.troubled_at,
+        )
 
     def _time_out(self, task: Task, environment: Environment) -> None:
         if not task.done:
@@ -120,8 +127,10 @@ class Mapping:
         most: int,
         reporting: bool,
         trouble: float,
-        groups: bool = True,
+        groups: bool,
+        visibility: int,
     ) -> None:
+        self._visibility = visibility
         # Not every event source passes the message group.
         self._groups = groups
         self._cloud = cloud
@@ -215,6 +224,10 @@ class Mapping:
             for record in records:
                 poisoned = self.poisoned_ends.get(record["body"], 0) + 1
                 self.poisoned_ends[record["body"]] = poisoned
+        if invocation.poisoned and max(self.bad_ends[r["body"]] for r in records) > 10:
+            raise Violation("what kills is put aside", self._queue)
+        if not invocation.died and self._reporting and invocation.began > invocation.troubled_at:
+            self._come_back(records, self._left(invocation.value))
         if not invocation.died:
             done = [r for r in records if r["messageId"] not in self._left(invocation.value)]
             for record in records:
@@ -225,6 +238,19 @@ class Mapping:
             for record in records:
                 self.bad_ends[record["body"]] -= 1
         world.wake(self.task)
+
+    def _come_back(self, records: list[dict[str, Any]], left: set[str]) -> None:
+        """What a function defers is to be received when it said, and not when SQS's time is up."""
+        receives = {
+            record["messageId"]: int(record["attributes"]["ApproximateReceiveCount"])
+            for record in records
+            if record["messageId"] in left
+        }
+        for message in self._sqs.messages(self._queue):
+            if message.receipt is None or receives.get(message.id) != message.receives:
+                continue
+            if message.visible_at == message.receipt.received_at + self._visibility:
+                raise Violation("what is deferred comes back when it is due", message.id)
 
     def _left(self, value: Any) -> set[str]:
         if not self._reporting:

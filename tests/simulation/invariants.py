@@ -18,7 +18,7 @@ from tests.simulation.functions import Mapping
 from tests.simulation.outside import KEYS, Accepted, Door, Outside, Text
 from tests.simulation.person import GARBAGE
 from tests.simulation.runtime import Cloud, reference_of
-from tests.simulation.world import Task
+from tests.simulation.world import Process, Task, Violation
 
 Item = dict[str, Any]
 
@@ -30,17 +30,6 @@ _STEPS = {
     "sent": {"sent"},
     "failed": {"failed"},
 }
-
-
-class Violation(BaseException):
-    """A promise was broken. `about`: names that the trace is to be cut down to. Not an Exception:
-    the code that broke it must not be able to catch it."""
-
-    def __init__(self, invariant: str, text: str, about: tuple[str, ...] = ()) -> None:
-        super().__init__(f"{invariant}: {text}")
-        self.invariant = invariant
-        self.text = text
-        self.about = about
 
 
 class Invariants:
@@ -68,7 +57,9 @@ class Invariants:
         # By conversation and message: when the text came to which the answer went out.
         self._claims: list[str] = []  # of the call that is being served
         self._knew: dict[str, int] = {}  # the step at which its sender last looked at the table
-        self._claimer: dict[str, Task] = {}
+        self._claimer: dict[str, tuple[Process, float]] = {}
+        self._settles: set[str] = set()  # messages that were asked to be settled
+        self.answers_stop = False
         self._answered_at: dict[str, dict[str, tuple[float, float]]] = defaultdict(dict)
         self._step = 0
         self._claimed = False  # by the call that is being served
@@ -97,7 +88,7 @@ class Invariants:
                 # "Immediately before the claim": what was known when this task last looked at all.
                 self._claimed = False
                 for reference in self._claims:
-                    self._claimer[reference] = task
+                    self._claimer[reference] = (task.process, self._cloud.world.now)
                     self._knew[reference] = task.notes.get("last_table_call", 0)
                 self._claims.clear()
             task.notes["last_table_call"] = self._step
@@ -110,6 +101,8 @@ class Invariants:
         id_ = envelope["id"]
         if not id_:
             return
+        if envelope["kind"] == "settle":
+            self._settles.add(id_)
         if "dlq" in queue:
             self._dead.add(id_)
         elif envelope["kind"] in ("inbound", "outgoing"):
@@ -184,7 +177,7 @@ class Invariants:
             raise Violation("robots are parted", f"{near} answers in ten minutes", (str(text.id),))
 
     def _confirmed(self, text: Text, accepted: Accepted) -> None:
-        if text.kind != outside.STOP:
+        if text.kind != outside.STOP or self.answers_stop:
             raise Violation("only a STOP is confirmed", text.name, (str(text.id),))
         first = min(min(times) for times in self.received[str(text.id)].values())
         if accepted.at - first > 300 + 120:  # (it may be on its way for a while)
@@ -209,6 +202,9 @@ class Invariants:
                 raise Violation("what is recorded stays", f"{name}: {field}", (id_,))
         if "outcome" in after and "outcome" not in before:
             self._has_cause(id_, after)
+            under_way = [p for p in (after.get("parts") or {}).values() if p["state"] == "sending"]
+            if under_way:
+                raise Violation("a reply ends when nothing is under way", name, (id_,))
         old, new = before.get("parts") or {}, after.get("parts") or {}
         if old and set(old) != set(new):
             raise Violation("the words stay", name, (id_,))
@@ -223,6 +219,8 @@ class Invariants:
                     "states move forward", f"{name}: {was['state']} -> {part['state']}", (id_,)
                 )
             if part["state"] == "sending" and was.get("state") != "sending":
+                if "outcome" in after:
+                    raise Violation("what has ended is not sent", name, (id_,))
                 self._claimed = True
                 self._claims.append(f"{id_}-{number}")
                 self._attempted(id_)
@@ -240,9 +238,9 @@ class Invariants:
 
     def _is_in_doubt(self, reference: str, name: str) -> None:
         """What is called unknown is so: an answer did not come, or its owner had a mishap."""
-        process = self._claimer[reference].process
+        process, claimed_at = self._claimer[reference]
         known = reference not in self._cloud.uncertain and process is not self._cloud.world.outside
-        if known and not (process.dead or process.troubled):
+        if known and not process.dead and process.troubled_at < claimed_at - 1:
             raise Violation("unknown is what cannot be known", name, (reference,))
 
     def _has_cause(self, id_: str, item: Item) -> None:
@@ -255,8 +253,8 @@ class Invariants:
         true = {
             "no_reply": kind == outside.SILENT,
             "no_reply: stop": kind == outside.STOP,
-            "no_reply: start": kind == outside.START_AGAIN,
-            "no_reply: help": kind == outside.HELP,
+            "no_reply: start": kind == outside.START_AGAIN and self.answers_stop,
+            "no_reply: help": kind == outside.HELP and self.answers_stop,
             "refused_by_reply_api: 422": kind == outside.REFUSED,
             "refused: opted_out": person in self._ever_opted_out,
             "refused: loop": self.loop_limit > 0,
@@ -336,6 +334,8 @@ class Invariants:
             raise Violation("unknown sends are listed", text.name, (id_,))
         if listed and "unknown" not in states:
             raise Violation("only unknown sends are listed", f"{text.name}: {states}", (id_,))
+        if listed and id_ not in self._settles:
+            raise Violation("unknown sends are looked for", text.name, (id_,))
         if item.get("outcome") or listed or id_ in dead:
             return
         if any(state != "sent" for state in states):

@@ -21,7 +21,7 @@ from tests.signing import TelnyxKey
 from tests.simulation import story as stories
 from tests.simulation.faults import Faults
 from tests.simulation.functions import Function, Invocation, Mapping
-from tests.simulation.invariants import Invariants, Violation
+from tests.simulation.invariants import Invariants
 from tests.simulation.outside import (
     HELP_TEXT,
     HOURS,
@@ -37,7 +37,7 @@ from tests.simulation.stores.dynamodb import DynamoDb
 from tests.simulation.stores.s3 import S3
 from tests.simulation.stores.secrets import Secrets
 from tests.simulation.stores.sqs import Sqs
-from tests.simulation.world import START, NeverRests, World
+from tests.simulation.world import START, NeverRests, Violation, World
 
 QUEUES = {
     "processing": False,
@@ -143,6 +143,7 @@ class Simulation:
         for at in story.knocks:
             world.spawn(self.outside.knock, after=at - START)
         self.invariants.resend = story.resend
+        self.invariants.answers_stop = story.answers_stop
         for at in story.decisions:
             world.spawn(self.operator.decide, after=at - START)
         for at in story.redrives:
@@ -187,6 +188,7 @@ class Simulation:
             reporting=self.story.reporting,
             trouble=self.story.trouble,
             groups=self.story.groups,
+            visibility=self.story.visibility,
         )
         mapping.expected = lambda invocation: _expected(invocation, self.story.reporting)
         return mapping

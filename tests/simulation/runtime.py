@@ -108,7 +108,8 @@ class SimulatedRuntime(Runtime):
             if attempt:
                 world.sleep(0.05 * 2**attempt * world.random.random())
             fault = faults.draw(site, STORE_FAULTS + STORE_EXTRAS)
-            self.process.troubled = self.process.troubled or bool(fault)
+            if fault or self.cloud.down(service):
+                self.process.troubled_at = world.now
             self._die(fault == "killed before", site)
             if fault == "frozen":
                 world.note(self.process.name, f"{site}: frozen")

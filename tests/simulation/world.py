@@ -25,6 +25,17 @@ class Killed(BaseException):
     """The process of this task is dead. Not an Exception: no handler of ours may survive it."""
 
 
+class Violation(BaseException):
+    """A promise was broken. `about`: names that the trace is to be cut down to. Not an Exception:
+    the code that broke it must not be able to catch it."""
+
+    def __init__(self, invariant: str, text: str, about: tuple[str, ...] = ()) -> None:
+        super().__init__(f"{invariant}: {text}")
+        self.invariant = invariant
+        self.text = text
+        self.about = about
+
+
 class NeverRests(Exception):
     """The system goes on for ever, or for longer than any story of ours may take."""
 
@@ -36,7 +47,8 @@ class Process:
         self.name = name
         self.dead = False
         self.poisoned = False
-        self.troubled = False  # whether a store failed it, or time stood still for it
+        # When a store last failed it, or time stood still for it.
+        self.troubled_at = float("-inf")
         self.tasks: dict[Task, None] = {}  # (a set has no order, and a seed must have one)
 
 
