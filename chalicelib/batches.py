@@ -269,11 +269,8 @@ class Batch:
         log("INFO", "deferred", id=_id(record), reason=defer.reason, seconds=after)
         count("Deferrals", reason=defer.reason.partition(":")[0])
         self._wait(rest, after)
-        if record in self._started and self.remaining() > TAKING_BACK:
-            # A deferral is not a start that never ended; and whoever could end once is no killer.
-            # All of them, not this one alone: a take-back that failed, or a start whose write came
-            # late, must not add up over the deferrals of a long outage.
-            self._table.update(_start_key(record), "REMOVE starts")
+        if record in self._started:
+            self._take_back(record)
 
     def _is_too_old(self, record: Record) -> bool:
         envelope = record.envelope
@@ -281,6 +278,24 @@ class Batch:
             return False
         since = max(record.sent_at, (envelope and envelope.redriven_at) or 0.0)
         return self._runtime.now() - since > self._give_up_after
+
+    def _take_back(self, record: Record) -> None:
+        """A deferral is not a start that never ended; and whoever could end once is no killer.
+
+        All starts, not the last alone: one whose taking back failed, or whose write came late,
+        must not add up over the deferrals of a long outage.
+        """
+        for attempt in range(3):
+            if self.remaining() < TAKING_BACK:
+                return
+            try:
+                self._table.update(_start_key(record), "REMOVE starts")
+            except Exception as error:
+                if attempt == 2 or not is_transient(error):
+                    raise
+                self._runtime.sleep(0.5 * 2**attempt)
+            else:
+                return
 
     def _dead_letter(self, record: Record, reason: str) -> None:
         self._queues.dead_letter(

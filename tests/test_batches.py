@@ -485,6 +485,15 @@ def test_a_deferral_takes_its_start_back_and_those_before_it(runtime: FakeRuntim
     assert starts(runtime) == 0
 
 
+def test_a_taking_back_is_tried_three_times(runtime: FakeRuntime) -> None:
+    # GIVEN a table that refuses two writes after the start, THEN the third is heard
+    down = aws_error("ProvisionedThroughputExceededException")
+    for refusals, left in ((2, 0), (3, 1)):
+        tapped(runtime).next["update_item"] = iter([None, *[down] * refusals])
+        handle(runtime, of("a1", receives=2), Work(runtime, a1=Defer("x")))
+        assert starts(runtime) == left
+
+
 def test_what_was_not_begun_writes_nothing(runtime: FakeRuntime) -> None:
     # GIVEN a second receive of messages, of which the second waits for the first
     handle(runtime, of("a1", "a2", receives=2), Work(runtime, a1=Defer("x")))

@@ -260,7 +260,10 @@ class _quiet:
                 str(line[n]) for n in ("reason", "code", "seconds", "error") if n in line
             )
             self.world.note(who, f"log {event} {line.get('id', '')} {said}")
-        if event == "unexpected_error":
+        stores = ("ClientError", "ReadTimeoutError", "ConnectTimeoutError", "QueueRefused")
+        failed = event in ("could_not_defer", "visibility_not_set", "not_taken")
+        bug = failed and line.get("error") not in (*stores, "SecretError", "NotReady")
+        if bug or event == "unexpected_error":
             self.bugs.append(f"unexpected error {line.get('error')} at {line.get('where')}")
 
 
