@@ -364,7 +364,12 @@ def _media(params: Mapping[str, str]) -> Iterator[Media]:
 
 def _credentials(secrets: Secrets) -> tuple[str, str]:
     account, tokens = secrets.get("account_sid"), _keys(secrets, "auth_tokens")
-    if not isinstance(account, str) or not _ACCOUNT.fullmatch(account) or not tokens:
+    if (
+        not isinstance(account, str)
+        or not _ACCOUNT.fullmatch(account)
+        or not tokens
+        or not tokens[0].isascii()
+    ):
         raise Unavailable("credentials")
     return account, tokens[0]
 

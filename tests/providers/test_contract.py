@@ -581,6 +581,7 @@ def test_a_refusal_is_told_in_our_words(
         {"account_sid": f" {ACCOUNT}", "auth_tokens": [KEY], "api_key": f"{KEY}\u00a0"},
         {"account_sid": f"{ACCOUNT}/..", "auth_tokens": [KEY], "api_key": f"{KEY}é"},
         {"account_sid": "\ud800", "auth_tokens": [KEY], "api_key": "\ud800"},
+        {"account_sid": ACCOUNT, "auth_tokens": ["\ud800"], "api_key": "\ud800"},
     ],
 )
 @every_provider
