@@ -298,7 +298,8 @@ def _webhook(local: Mapping[str, Any], message: Sent) -> tuple[str, dict[str, st
 
 
 def _wait(stores: Stores, progress: Progress) -> None:
-    """Until both queues are empty, three looks in a row (a receipt may still come), or stuck."""
+    """Until nothing is left on both queues but looks for unknown sends, which go on for an hour,
+    three times in a row (a receipt may still come), or stuck."""
     first = _total(stores)
     draining = progress.add_task("draining", total=first)
     quiet, best, moved = 0, first, time.monotonic()
@@ -306,12 +307,17 @@ def _wait(stores: Stores, progress: Progress) -> None:
         left = _total(stores)
         first = max(first, left)  # receipts come in on the way
         progress.update(draining, total=first, completed=first - left)
-        quiet = quiet + 1 if left == 0 else 0
+        quiet = quiet + 1 if left == 0 or (left == best and left <= _unknown(stores)) else 0
         if left < best:
             best, moved = left, time.monotonic()
         if time.monotonic() - moved > STUCK and left:
             return
         time.sleep(0.5)
+
+
+def _unknown(stores: Stores) -> int:
+    """How many replies have a send of unknown outcome."""
+    return sum("unknown_bucket" in item for item in stores.items())
 
 
 def _total(stores: Stores) -> int:
