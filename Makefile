@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup run test check simulate mutants format clean
+.PHONY: help setup run test check simulate mutants fuzz format clean
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
@@ -34,6 +34,9 @@ simulate: setup  ## every kind of fault at every call: SEEDS=10000 FROM=0, or RE
 
 mutants: setup  ## does the simulation find bugs? it is given some hundreds, one at a time
 	@$(BIN)/python -m tests.simulation.mutants $(ARGS)
+
+fuzz: setup  ## the property tests, a hundred times as long
+	@FUZZ_EXAMPLES=100 $(BIN)/python -m pytest tests/fuzz $(ARGS)
 
 format: setup  ## let ruff write the layout
 	@$(BIN)/ruff format .

@@ -200,10 +200,18 @@ class Batch:
         if not self._hidden:
             return None
         done = [record.receipt_handle for record in self.records if record not in self._hidden]
-        refused = self._queues.delete(self._queue, done)
-        if refused:
-            log("WARNING", "delete_refused", count=refused)
+        self._delete(done)
         raise BatchFailed(f"{len(self._hidden)} of {len(self.records)} not done")
+
+    def _delete(self, handles: Sequence[str]) -> None:
+        try:
+            refused = self._queues.delete(self._queue, handles)
+        except Exception as error:
+            # They come back, and are found done. The error's text must not leave the handler.
+            log("WARNING", "not_deleted", count=len(handles), error=error)
+        else:
+            if refused:
+                log("WARNING", "delete_refused", count=refused)
 
     def _lane(
         self,
@@ -336,8 +344,7 @@ class Batch:
         try:
             found = self._table.get_many([_start_key(record) for record in again])
         except Exception as error:
-            if not is_transient(error):
-                raise
+            log("WARNING", "suspects_not_read", count=len(again), error=error)
             return set(again)
         return {
             record

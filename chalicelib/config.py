@@ -242,7 +242,15 @@ def _text(text: str) -> str:
 def _address(text: str) -> SplitResult:
     try:
         parts = urlsplit(text)
-        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        valid = (
+            parts.scheme in ("http", "https")
+            and parts.hostname
+            and parts.port != 0
+            # What httpx would refuse at each call.
+            and text.isascii()
+            and text.isprintable()
+            and " " not in text
+        )
     except ValueError:
         # Python's own words quote the value; so in the next function.
         valid = False
@@ -261,7 +269,7 @@ def _number(convert: Callable[[str], T], text: str) -> T:
 def _json_object(text: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError("not JSON") from None
     if not isinstance(found, dict):
         raise ValueError("not a JSON object")

@@ -7,6 +7,7 @@ looks like is the adopter's (chalicelib/yours/lookups.py); where each is asked i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,10 +48,11 @@ class LookUps:
     def __init__(
         self, runtime: Runtime, sources: Sequence[LookUp], urls: Mapping[str, str]
     ) -> None:
-        if strange := sorted(set(urls) - {source.name for source in sources}):
+        # Not the names: somebody may have put an address or a key there.
+        if strange := set(urls) - {source.name for source in sources}:
             raise SettingError(
-                f"LOOKUP_URLS: names what chalicelib/yours/lookups.py does not have: "
-                f"{', '.join(strange)}"
+                f"LOOKUP_URLS: names {len(strange)} look-up(s) that chalicelib/yours/lookups.py "
+                "does not have; use the names that LOOKUPS has there"
             )
         self._runtime = runtime
         self._sources = [(source, urls[source.name]) for source in sources if source.name in urls]
@@ -87,7 +89,13 @@ class LookUps:
 
     def _ask_one(self, source: LookUp, url: str, question: Mapping[str, Any]) -> Any:
         try:
-            response = self._runtime.http.post(url, json=question, timeout=within(source.timeout))
+            response = self._runtime.http.post(
+                url,
+                # In ASCII: UTF-8 has no lone surrogates, which JSON from a provider may hold.
+                content=json.dumps(question).encode(),
+                headers={"Content-Type": "application/json"},
+                timeout=within(source.timeout),
+            )
         except httpx.HTTPError as error:
             return _Failure(type(error).__name__)
         if response.status_code in (204, 404):

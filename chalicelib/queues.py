@@ -9,6 +9,7 @@ https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMe
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar, get_args
@@ -33,6 +34,7 @@ DEAD_LETTERS: Mapping[str, str] = {PROCESSING: "processing-dlq", OUTBOUND: "outb
 LARGEST_BODY = 1_000_000
 _BATCH = 10
 _END_OF_TIME = 1e11  # unix seconds that a date can be made of
+_CONVERSATION = re.compile(r"([0-9a-f]{24})?", re.ASCII)
 
 
 class QueueRefused(Exception):
@@ -97,6 +99,8 @@ class Envelope:
             envelope.kind not in get_args(Kind)
             or not isinstance(envelope.payload, dict)
             or not all(isinstance(text, str) for text in texts)
+            # It becomes the group of a dead letter, which not every text can be.
+            or not _CONVERSATION.fullmatch(envelope.conversation)
             or not _is_time(envelope.received_at)
             or not (envelope.redriven_at is None or _is_time(envelope.redriven_at))
         ):

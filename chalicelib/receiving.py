@@ -131,14 +131,22 @@ class Receiver:
         """Puts what the request holds on the queues. Raises what the queues raise, and TooLarge."""
         callback_url = public_url(event, self._settings.public_url, provider.name)
         try:
-            parsed = provider.parse(request)
-        except PayloadError:
+            processing, outbound = self._envelopes(provider, request, callback_url)
+            self._send(PROCESSING, processing)
+        except (PayloadError, RecursionError):
+            # JSON can be read at depths at which it can no longer be written.
             log("ERROR", "payload_unreadable", provider=provider.name)
             self._send(PROCESSING, [(_unreadable(provider, request), "")])
             return
+        self._send(OUTBOUND, outbound)
+
+    def _envelopes(
+        self, provider: Provider, request: WebhookRequest, callback_url: str
+    ) -> tuple[list[tuple[Envelope, str]], list[tuple[Envelope, str]]]:
+        """For processing and for the sender, with their deduplication ids. Raises PayloadError."""
         processing: list[tuple[Envelope, str]] = []
         outbound: list[tuple[Envelope, str]] = []
-        for one in parsed:
+        for one in provider.parse(request):
             if isinstance(one, DeliveryReceipt):
                 processing.append((_receipt(one, request.received_at), ""))
                 continue
@@ -148,8 +156,7 @@ class Receiver:
                 # `raw` is for the archive; the sender has no use for it.
                 envelope = _inbound(one, id_, callback_url, raw=False)
                 outbound.append((envelope, id_.message))
-        self._send(PROCESSING, processing)
-        self._send(OUTBOUND, outbound)
+        return processing, outbound
 
     def _send(self, queue: str, envelopes: list[tuple[Envelope, str]]) -> None:
         if any(len(envelope.body()) > LARGEST_BODY for envelope, _ in envelopes):
@@ -166,33 +173,34 @@ class Receiver:
 
     def post_message(self, event: Mapping[str, Any]) -> Response:
         """POST /messages: one outgoing text for the outbound queue."""
-        request = request_of(event, self._settings.public_url, self._runtime.now())
-        key = request.headers.get("idempotency-key")
+        provider = ""
         try:
+            request = request_of(event, self._settings.public_url, self._runtime.now())
+            key = request.headers.get("idempotency-key")
             if not _IDEMPOTENCY_KEY.fullmatch(key):
                 raise BadRequest("the header Idempotency-Key must have 1 to 255 visible characters")
             message = self._outgoing(_json_in(request.body))
+            provider = message.provider
+            principal = event["requestContext"].get("authorizer", {}).get("principalId", "api")
+            id_ = MessageId(
+                self._keys.conversation(message.ours, message.theirs),
+                self._keys.message("api", principal, key),
+            )
+            envelope = Envelope(
+                "outgoing",
+                id_.conversation,
+                str(id_),
+                request.received_at,
+                asdict(message),
+                public_url(event, self._settings.public_url, provider),
+            )
+            self._send(OUTBOUND, [(envelope, id_.message)])
         except BadRequest as error:
             _refused("bad_request")
             return _error(400, str(error))
-        principal = event["requestContext"].get("authorizer", {}).get("principalId", "api")
-        id_ = MessageId(
-            self._keys.conversation(message.ours, message.theirs),
-            self._keys.message("api", principal, key),
-        )
-        envelope = Envelope(
-            "outgoing",
-            id_.conversation,
-            str(id_),
-            request.received_at,
-            asdict(message),
-            public_url(event, self._settings.public_url, message.provider),
-        )
-        try:
-            self._send(OUTBOUND, [(envelope, id_.message)])
         except Exception as error:
-            return _try_again(error, message.provider)
-        count("Queued", provider=message.provider)
+            return _try_again(error, provider)
+        count("Queued", provider=provider)
         return _json(202, {"id": str(id_)})
 
     def _outgoing(self, body: Any) -> OutgoingMessage:

@@ -6,6 +6,7 @@ that asking twice is harmless; where not, `reply` in chalicelib/yours/replies.py
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -43,7 +44,8 @@ class Answer(BaseModel):
 
 
 class Refused(Exception):
-    """The reply API refused the message for good (4xx). `code` is the status."""
+    """There never will be an answer. `code`: the status (4xx) with which the reply API refused the
+    message; or too_long, where own code returned a text of more than LONGEST characters."""
 
     def __init__(self, code: str) -> None:
         super().__init__("refused")
@@ -63,7 +65,7 @@ class Replies:
         self._own = own
 
     def ask(self, id_: str, message: InboundMessage) -> Answer:
-        """Raises Defer where the API cannot answer now, Refused where it never will."""
+        """Raises Defer where the API cannot answer now, Refused where there never will be one."""
         return self._ask_api(id_, message) if self._url else _answer(self._own(message))
 
     def _ask_api(self, id_: str, message: InboundMessage) -> Answer:
@@ -79,8 +81,9 @@ class Replies:
         try:
             response = self._runtime.http.post(
                 self._url,
-                json=question,
-                headers={"Idempotency-Key": id_},
+                # In ASCII: an address of media may hold a lone surrogate, which UTF-8 cannot.
+                content=json.dumps(question).encode(),
+                headers={"Content-Type": "application/json", "Idempotency-Key": id_},
                 timeout=within(self._timeout),
             )
         except httpx.HTTPError as error:
@@ -122,4 +125,7 @@ def _answer(given: Answer | str | Sequence[str] | None) -> Answer:
         return given
     if given is None:
         return Answer()
-    return Answer(text=given) if isinstance(given, str) else Answer(texts=list(given))
+    texts = [given] if isinstance(given, str) else list(given)
+    if any(isinstance(one, str) and len(one) > LONGEST for one in texts):
+        raise Refused("too_long")
+    return Answer(text=given) if isinstance(given, str) else Answer(texts=texts)

@@ -93,6 +93,8 @@ class Runtime:
     def http(self) -> httpx.Client:
         """One client for all: connections are kept. It repeats nothing by itself, since a request
         that failed may have been served. The time-outs are each caller's."""
+        from http.cookiejar import CookieJar, DefaultCookiePolicy
+
         import httpx
 
         return httpx.Client(
@@ -103,6 +105,8 @@ class Runtime:
             follow_redirects=False,
             # No proxy or netrc of the environment: secrets go where the settings say.
             trust_env=False,
+            # A cookie that is not ASCII would fail every later request to its host.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         )
 
     def _client(self, service: str) -> Any:

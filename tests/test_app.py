@@ -13,6 +13,7 @@ from botocore.exceptions import ConnectTimeoutError
 
 import app as app_module
 from chalicelib.credentials import hash_of
+from chalicelib.messages import Keys
 from chalicelib.providers.twilio import Twilio
 from chalicelib.receiving import Receiver
 from tests.fakes import OURS, THEIRS, FakeRuntime, settings
@@ -482,6 +483,16 @@ def test_a_bad_request_of_our_own_client(
 
 def test_a_queue_that_refuses_an_outgoing_text(runtime: FakeRuntime) -> None:
     runtime.queues.refuses["outbound.fifo"] = ConnectTimeoutError(endpoint_url="https://sqs")
+    assert call(post({"to": THEIRS, "text": "x"}))[0] == 503
+
+
+def test_a_fault_of_ours_with_an_outgoing_text(
+    runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> str:
+        raise RuntimeError(THEIRS)
+
+    monkeypatch.setattr(Keys, "conversation", fail)
     assert call(post({"to": THEIRS, "text": "x"}))[0] == 503
 
 

@@ -52,15 +52,15 @@ T = TypeVar("T")
 
 
 def body(name: str, conversation: str) -> str:
-    """An envelope whose payload says which message it is."""
+    """An envelope whose payload says which message it is; its conversation is "aaa...a" for "a"."""
     id_ = MessageId("c" * 24, name.encode().hex().rjust(24, "0"))
     payload = {"name": name, "text": f"heron {THEIRS}"}
-    return Envelope("inbound", conversation, str(id_), NOW, payload).body()
+    return Envelope("inbound", conversation * 24, str(id_), NOW, payload).body()
 
 
 def of(*names: str, receives: int = 1) -> dict[str, Any]:
-    """Lambda's event for these messages. The conversation of "a1" is "a"; message ids are m0, m1,
-    and so on, receipt handles h0, h1."""
+    """Lambda's event for these messages. The conversation of "a1" is that of "a"; message
+    ids are m0, m1, and so on, receipt handles h0, h1."""
     return sqs_event([body(name, name[0]) for name in names], receives=receives)
 
 
@@ -391,7 +391,7 @@ def test_what_is_given_up_leaves_a_copy_and_the_way_free(runtime: FakeRuntime) -
 
     (copy,) = dead(runtime)
     assert copy["MessageBody"] == event["Records"][0]["body"]
-    assert (copy["MessageGroupId"], copy["MessageDeduplicationId"]) == ("a", "m0")
+    assert (copy["MessageGroupId"], copy["MessageDeduplicationId"]) == ("a" * 24, "m0")
     assert history(copy) == {
         "reason": "unexpected_kind",
         "receives": "4",
@@ -420,6 +420,7 @@ def test_a_copy_on_a_standard_queue(runtime: FakeRuntime) -> None:
         json.dumps({**json.loads(body("a1", "a")), "kind": "gossip"}),
         json.dumps({**json.loads(body("a1", "a")), "payload": "heron"}),
         json.dumps({**json.loads(body("a1", "a")), "conversation": ["a"]}),
+        json.dumps({**json.loads(body("a1", "a")), "conversation": "a b"}),
         json.dumps({**json.loads(body("a1", "a")), "received_at": "now"}),
         "[" * 20_000,
     ],
@@ -439,7 +440,7 @@ def test_the_group_is_in_the_body_or_else_in_the_attributes(runtime: FakeRuntime
     event = sqs_event([body("a1", "a"), "no envelope", body("b1", "")])
     event["Records"][1]["attributes"]["MessageGroupId"] = "a"
     event["Records"][2]["attributes"]["MessageGroupId"] = "b"
-    assert [record.group for record in batch(runtime, event).records] == ["a", "a", "b"]
+    assert [record.group for record in batch(runtime, event).records] == ["a" * 24, "a", "b"]
 
     # AND where neither says, each message stands for itself
     event = sqs_event(["no envelope", body("b1", "")])
@@ -551,7 +552,7 @@ def test_one_suspect_at_a_time(runtime: FakeRuntime) -> None:
     work = Work(runtime, e1=Died())
     queue.drain(lambda event: handle(runtime, event, work))
     # THEN the killer alone is dead-lettered, although it was not the first
-    assert [copy["MessageGroupId"] for copy in dead(runtime)] == ["e"]
+    assert [copy["MessageGroupId"] for copy in dead(runtime)] == ["e" * 24]
     assert set(work.done) == {"a1", "b1", "c1", "d1", "f1"}
 
 
@@ -572,9 +573,17 @@ def test_two_starts_make_no_suspect(runtime: FakeRuntime) -> None:
     assert work.done == ["a1", "b1"]
 
 
-@pytest.mark.parametrize("error", [aws_error("InternalServerError"), ReadIncomplete("1 key")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        aws_error("InternalServerError"),
+        ReadIncomplete("1 key"),
+        aws_error("ValidationException"),
+        RuntimeError(THEIRS),
+    ],
+)
 def test_while_the_table_does_not_say_everybody_is_a_suspect(
-    runtime: FakeRuntime, error: Exception
+    runtime: FakeRuntime, error: Exception, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tapped(runtime).next["batch_get_item"] = iter([error])
     event = of("a1", "b1", receives=1)
@@ -582,6 +591,7 @@ def test_while_the_table_does_not_say_everybody_is_a_suspect(
     work = Work(runtime)
     assert handle(runtime, event, work) == []
     assert work.done == ["b1", "a1"]
+    assert "suspects_not_read" in events(logged(capsys))
 
 
 # --- time --------------------------------------------------------------------------------------
@@ -684,6 +694,25 @@ def test_what_is_not_done_is_reported_even_if_sqs_is_down(
     assert "visibility_not_set" in events(logged(capsys))
 
 
+@pytest.mark.parametrize("error", [aws_error("AccessDenied"), RuntimeError(THEIRS)])
+def test_what_cannot_be_deleted_comes_again_and_the_error_stays_here(
+    runtime: FakeRuntime,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+) -> None:
+    def fails(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(runtime.queues, "delete_message_batch", fails)
+    one = batch(runtime, of("a1", "b1"), reporting=False)
+    one.each(Work(runtime, a1=Defer("x")), needs=10)
+    with pytest.raises(BatchFailed, match="1 of 2 not done") as raised:
+        one.finish()
+    assert raised.value.__context__ is None
+    assert "not_deleted" in events(logged(capsys))
+
+
 # --- stories, with a queue ---------------------------------------------------------------------
 
 
@@ -771,7 +800,7 @@ def test_a_poison_message_is_put_aside_and_its_conversation_goes_on(runtime: Fak
 
     # THEN the poison is on the dead-letter queue with its history
     (copy,) = dead(runtime)
-    assert (copy["MessageBody"], copy["MessageGroupId"]) == (body("a1", "a"), "a")
+    assert (copy["MessageBody"], copy["MessageGroupId"]) == (body("a1", "a"), "a" * 24)
     assert history(copy) == {
         "reason": "never_ended",
         "receives": "7",

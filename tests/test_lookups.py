@@ -242,6 +242,13 @@ def test_answers_are_in_the_order_of_the_sources_whoever_is_first() -> None:
     ]
 
 
+def test_a_source_is_asked_about_any_text() -> None:
+    runtime = FakeRuntime(lambda _: httpx.Response(204))
+    lookups = LookUps(runtime, [source()], {"line": url("line")})
+    assert lookups.ask(ID, MESSAGE, "heron \ud800") == {"line": None}
+    assert json.loads(runtime.requests[0].content)["text"] == "heron \ud800"
+
+
 def test_the_look_ups_of_the_template() -> None:
     # They are what the sample services of the local run answer.
     customer, line = LOOKUPS
@@ -252,8 +259,9 @@ def test_the_look_ups_of_the_template() -> None:
 
 
 def test_an_address_for_no_source_is_a_mistake() -> None:
-    with pytest.raises(SettingError, match=r"^LOOKUP_URLS: .*: costumer$"):
+    with pytest.raises(SettingError, match=r"^LOOKUP_URLS: names 1 .* use the names") as raised:
         LookUps(FakeRuntime(), [source("customer")], {"costumer": url("costumer")})
+    assert "costumer" not in str(raised.value)
 
 
 @pytest.mark.parametrize("timeout", [0.0, -1.0, 30.5])

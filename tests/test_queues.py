@@ -151,7 +151,7 @@ def test_a_field_of_another_version_is_passed_over() -> None:
 
 
 def test_when_it_was_redriven_travels_along() -> None:
-    envelope = Envelope("settle", "c", "an id", 1, {"part": 1, "attempt": 0}, redriven_at=7.5)
+    envelope = Envelope("settle", "c" * 24, "an id", 1, {"part": 1, "attempt": 0}, redriven_at=7.5)
     assert Envelope.parse(envelope.body()) == envelope
     assert Envelope.parse(json.dumps(GOOD)).redriven_at is None
 
@@ -182,6 +182,10 @@ def test_when_it_was_redriven_travels_along() -> None:
                 ("conversation", None),
                 ("conversation", 5),
                 ("conversation", ["c"]),
+                ("conversation", "c" * 23),
+                ("conversation", "C" * 24),
+                ("conversation", "c" * 24 + "\n"),
+                ("conversation", "a b"),
                 ("id", None),
                 ("id", 5),
                 ("id", {"a": "b"}),

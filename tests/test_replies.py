@@ -44,6 +44,7 @@ def test_the_reply_api_is_asked_about_the_message_in_json() -> None:
     (request,) = runtime.requests
     assert (request.method, str(request.url)) == ("POST", URL)
     assert request.headers["Idempotency-Key"] == ID
+    assert request.headers["Content-Type"] == "application/json"
     assert json.loads(request.content) == {
         "id": ID,
         "provider": "telnyx",
@@ -189,6 +190,13 @@ def test_own_code_answers_where_there_is_no_url(
     assert Replies(runtime, url="", timeout=7.0, own=own).ask(ID, MESSAGE) == answer
     assert asked == [MESSAGE]
     assert runtime.requests == []
+
+
+@pytest.mark.parametrize("returned", ["x" * (LONGEST + 1), ["one", "x" * (LONGEST + 1)]])
+def test_own_code_that_says_too_much_is_refused(returned: str | list[str]) -> None:
+    with pytest.raises(Refused) as refused:
+        Replies(FakeRuntime(), url="", timeout=7.0, own=lambda _: returned).ask(ID, MESSAGE)
+    assert refused.value.code == "too_long"
 
 
 def test_what_own_code_raises_is_raised() -> None:

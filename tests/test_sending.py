@@ -1285,7 +1285,7 @@ def test_nobody_waits_longer_than_the_reply_may_be_sent(build: Build) -> None:
 
 def test_no_part_is_claimed_that_there_is_no_time_to_send(build: Build) -> None:
     # GIVEN a table that is slow to say that nobody opted out
-    world, text = build(answer="heron"), inbound()
+    world, text = build(api=[httpx.Response(200, json={"text": "A heron"})]), inbound()
 
     def slow() -> None:
         world.runtime.clock += 30

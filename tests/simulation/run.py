@@ -261,7 +261,13 @@ class _quiet:
             )
             self.world.note(who, f"log {event} {line.get('id', '')} {said}")
         stores = ("ClientError", "ReadTimeoutError", "ConnectTimeoutError", "QueueRefused")
-        failed = event in ("could_not_defer", "visibility_not_set", "not_taken")
+        failed = event in (
+            "could_not_defer",
+            "visibility_not_set",
+            "not_taken",
+            "not_deleted",
+            "suspects_not_read",
+        )
         bug = failed and line.get("error") not in (*stores, "SecretError", "NotReady")
         if bug or event == "unexpected_error":
             self.bugs.append(f"unexpected error {line.get('error')} at {line.get('where')}")
