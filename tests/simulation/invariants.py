@@ -361,8 +361,12 @@ class Invariants:
                 raise Violation("receipts are heard", f"{self._name(id_)}: {told}", (id_,))
 
     def asked_for(self, door: Door) -> None:
-        """`GET /messages/{id}` says what became of each message."""
-        for id_, text in self._out.texts.items():
+        """`GET /messages/{id}` says what became of each message, and the door is open."""
+        texts = list(self._out.texts.items())
+        for provider in ("twilio", "telnyx"):
+            if not self._out.probe(provider, door):
+                raise Violation("a good request is taken", f"{provider}, when all is well again")
+        for id_, text in texts:
             item = self._item(f"C#{text.id.conversation}", f"OUT#{text.id.message}")
             status, body = door.post(f"/messages/{id_}", {})
             said = json.loads(body).get("state") if status == 200 else ""
@@ -401,7 +405,7 @@ class Invariants:
             if text.rejected in outside.OPTED_OUT_CODES
         }
         for person, events in said.items():
-            if person in refused:
+            if person in refused or person in self._out.unwanted:
                 continue
             if all(text.provider == "telnyx" for *_, text in events):
                 self._by_the_clock(person, [text for *_, text in events], dead)
@@ -450,7 +454,8 @@ class Invariants:
                 one.kind == outside.START_AGAIN and one.person == text.person
                 for one in self._out.texts.values()
             )
-            if item.get("outcome") == "failed: opted_out" and not again:
+            told = item.get("outcome") == "failed: opted_out" or text.person in self._out.unwanted
+            if told and not again:
                 listed = self._item(f"P#{self._brand}#{KEYS.number(text.person)}", "CONSENT") or {}
                 if listed.get("event") != "stop":
                     raise Violation("a provider's word is heard", text.name, (str(text.id),))

@@ -65,6 +65,11 @@ class Text:
     provider_id: str = field(init=False)
     id: MessageId = field(init=False)
 
+    def move(self, ours: str, at: float) -> None:
+        """Another number of ours, another time."""
+        self.ours, self.at = ours, at
+        self.__post_init__()
+
     def __post_init__(self) -> None:
         self.provider_id = f"in-{self.name}"
         source = (
@@ -135,6 +140,9 @@ class Outside:
         self._receipts_double = self.world.random.choice((0.0, 0.1, 0.5))
         self._receipts_early = self.world.chance(0.3)
         self._undelivered = self.world.random.choice((0.0, 0.0, 0.2))
+        # Whether the carriers say of what they do not deliver that nobody wants it.
+        self._unwanted = self.world.chance(0.2)
+        self.unwanted: set[str] = set()  # people of whom they said so
         self._slow_list = self.world.random.choice((0.0, 5.0, 120.0))
         self.token = SECRETS["twilio"]["auth_tokens"][0]  # what Twilio signs with, and expects
         # By reference: what providers said, and we acknowledged.
@@ -182,6 +190,14 @@ class Outside:
             raise AssertionError(f"a good request of {text.name} was answered {status}")
         text.acknowledged = text.acknowledged or good
         return good
+
+    def probe(self, provider: str, door: Door) -> bool:
+        """Whether a text gets in. (It is nobody's in this story: it is to a group.)"""
+        ours = next(number for number, name in NUMBERS.items() if name == provider)
+        text = Text(f"probe-{provider}", GROUP, "+14155550108", ours, self.world.now, "x")
+        self.texts[str(text.id)] = text
+        event = _inbound(text, self.world.now, self.token)
+        return door.post(f"/webhooks/{provider}/signed", event)[0] == 200
 
     def knock(self) -> None:
         """What nobody may get in with, and what no client may ask for."""
@@ -374,7 +390,7 @@ class Outside:
     def _tell_receipt(self, accepted: Accepted, status: str, callback: str) -> None:
         for pause in (0.0, 1.0, 30.0):
             self.world.sleep(pause)
-            event = _receipt(accepted, status, callback, self.world.now, self.token)
+            event = _receipt(accepted, status, self._unwanted, self.world.now, self.token)
             began = self.world.now
             code, _ = self.door.post(f"/webhooks/{accepted.provider}/signed", event)
             self.world.note("door", f"receipt {status} of {accepted.reference}: {code}")
@@ -384,6 +400,8 @@ class Outside:
                 raise AssertionError(f"a good receipt was answered {code}")
             if code == 200:
                 self.told[accepted.reference].append(status)
+                if status == "undelivered" and self._unwanted:
+                    self.unwanted.add(accepted.recipient)
                 return
 
 
@@ -455,9 +473,10 @@ def _inbound(text: Text, now: float, token: str) -> dict[str, Any]:
 
 
 def _receipt(
-    accepted: Accepted, status: str, callback: str, now: float, token: str
+    accepted: Accepted, status: str, unwanted: bool, now: float, token: str
 ) -> dict[str, Any]:
-    code = {"undelivered": "30003"}.get(status, "")
+    codes = {"twilio": ("30003", "21610"), "telnyx": ("40001", "40300")}
+    code = codes[accepted.provider][unwanted] if status == "undelivered" else ""
     if accepted.provider == "twilio":
         fields = {"MessageSid": accepted.id, "MessageStatus": status}
         if code:
@@ -468,7 +487,7 @@ def _receipt(
         "id": accepted.id,
         "direction": "outbound",
         "to": [{"phone_number": accepted.recipient, "status": word}],
-        "errors": [],
+        "errors": [{"code": code}] if code else [],
     }
     event = {
         "event_type": "message.finalized",

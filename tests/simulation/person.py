@@ -102,7 +102,9 @@ class Operator:
             word = world.random.choice(("sent", "resend", "give_up"))
             if word == "sent" and reference not in taken:
                 word = "resend"
-            if word == "resend":
+            if world.chance(0.2):
+                attempt += 1  # what this person saw is not so any more
+            elif word == "resend":
                 self._allow(reference)
             world.note("person", f"{id_}: {word} part {part}")
             task = world.spawn(

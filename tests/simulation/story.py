@@ -72,6 +72,10 @@ def write(random: Random, start: float) -> Story:
         if random.random() < 0.04:
             text.rejected = random.choice(_REJECTIONS[text.provider])
         texts.append(text)
+    if kinds == [outside.STOP, outside.START_AGAIN] and random.random() < 0.5:
+        # As good as at once, to a number whose provider says when.
+        for text in texts:
+            text.move(list(NUMBERS)[1], start + 3 * random.random())
     texts.sort(key=lambda one: one.at)
     outages = {}
     for what in ("dynamodb", "sqs", "s3", "secretsmanager", *_HOSTS):
