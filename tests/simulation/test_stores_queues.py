@@ -812,7 +812,7 @@ def test_spillways_queues_work_on_them(memory: QueueBed) -> None:
         memory.make(f"spillway-test-{name}", name.endswith(".fifo"), 30)
     queues = Queues(runtime, "test")
     assert queues.account() == "123456789012"
-    envelopes = [(Envelope("inbound", "c", f"c-{n}", NOW, {}), f"d{n}") for n in range(12)]
+    envelopes = [(Envelope("inbound", "c" * 24, f"c-{n}", NOW, {}), f"d{n}") for n in range(12)]
 
     # WHEN messages are sent, one of them twice
     queues.send(OUTBOUND, [*envelopes, envelopes[0]])
