@@ -156,11 +156,7 @@ class Sender:
         if reply.parts is None:
             if envelope.kind == "resume":
                 return
-            if reply.provider not in self._providers and self._too_old(reply):
-                self._close(reply, "expired")
-                return
-            provider = self._provider(reply.provider)
-            reply = self._decide(_readable(envelope), provider, reply)
+            reply = self._decide(_readable(envelope), reply)
         for part in reply.parts or ():
             if reply.outcome or not self._send(reply, part, lease_until):
                 return
@@ -174,25 +170,29 @@ class Sender:
 
     # -- what to say --------------------------------------------------------------------------
 
-    def _decide(
-        self, message: InboundMessage | OutgoingMessage, provider: Provider, reply: Reply
-    ) -> Reply:
+    def _decide(self, message: InboundMessage | OutgoingMessage, reply: Reply) -> Reply:
         """The reply with its words, which its first claim will store, or closed without any."""
+        event = None
+        if isinstance(message, InboundMessage):
+            event = self._consent_event(message)
+            if event is not None:
+                # First: it counts whatever becomes of the reply.
+                self._apply(event, message, reply)
+        if reply.provider not in self._providers and self._too_old(reply):
+            return self._close(reply, "expired")
+        provider = self._provider(reply.provider)
         if isinstance(message, OutgoingMessage):
             try:
                 answer = Answer.model_validate({"text": message.text, "media": message.media})
             except ValidationError:
                 return self._close(reply, "failed: invalid_request")
             return self._draft(reply, answer, provider)
-        event = self._consent_event(message)
-        if event is not None:
-            self._apply(event, message, reply)
-            if provider.answers_stop:
-                return self._close(reply, f"no_reply: {event}")
-            if event == "stop":
-                return self._confirm(reply, provider)
-            if event == "help" and self._settings.help_text:
-                return self._draft(reply, Answer(text=self._settings.help_text), provider)
+        if event is not None and provider.answers_stop:
+            return self._close(reply, f"no_reply: {event}")
+        if event == "stop":
+            return self._confirm(reply, provider)
+        if event == "help" and self._settings.help_text:
+            return self._draft(reply, Answer(text=self._settings.help_text), provider)
         if self._consent.opted_out(reply.theirs):
             # (Read again before each claim; here, so that nobody is asked in vain.)
             return self._close(reply, "refused: opted_out")

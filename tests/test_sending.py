@@ -337,6 +337,16 @@ def test_a_provider_that_is_gone_for_good_does_not_hold_up_its_conversations(bui
     assert world.reply(text).state == "expired"
 
 
+@pytest.mark.parametrize("later", [0, 901])
+def test_consent_counts_whatever_becomes_of_its_provider(build: Build, later: float) -> None:
+    # (A reply to it may expire; what the person wants does not.)
+    world = build(PROVIDERS="telnyx")
+    stop = inbound("STOP")
+    world.runtime.clock += later
+    world.receive(stop)
+    assert world.consent.opted_out(THEIRS)
+
+
 # --- every error of the provider contract ------------------------------------------------------
 
 
