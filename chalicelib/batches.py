@@ -129,7 +129,6 @@ class Batch:
         # When each record that is not done is to be received again, in unix seconds: a batch can
         # take a minute, and a wait begins when its reason does.
         self._hidden: dict[Record, float] = {}
-        self._ended: set[Record] = set()
         self._started: dict[Record, int] = {}
         self._begun = False
 
@@ -145,7 +144,8 @@ class Batch:
         needs: float,
         ordered: bool = False,
     ) -> dict[Record, T]:
-        """Works on every record that is still open; returns what was done, with its results.
+        """Works on these records (all of them, if none are given) but those that wait already;
+        returns what was done, with its results: what a second step may go on with.
 
         `work` gets `needs` seconds: where less is left it is not begun. `ordered`: the records of
         a conversation one after the other, and none after one that has to wait.
@@ -153,7 +153,7 @@ class Batch:
         open_records = [
             record
             for record in (self.records if records is None else records)
-            if record not in self._hidden and record not in self._ended
+            if record not in self._hidden
         ]
         lanes: dict[str, list[Record]] = {}
         for record in open_records:
@@ -319,7 +319,6 @@ class Batch:
                 "dead_lettered_at": str(int(self._runtime.now())),
             },
         )
-        self._ended.add(record)
         count("DeadLetters", reason=reason.partition(":")[0])
         log("ERROR", "dead_lettered", id=_id(record), reason=reason, receives=record.receives)
 
@@ -354,9 +353,7 @@ class Batch:
 
     def _wait(self, records: Sequence[Record], seconds: float) -> None:
         due = self._runtime.now() + min(seconds, LONGEST)
-        for record in records:
-            if record not in self._ended:
-                self._hidden[record] = due
+        self._hidden.update(dict.fromkeys(records, due))
 
     def _hide(self, entries: Sequence[tuple[str, int]]) -> None:
         try:

@@ -294,8 +294,14 @@ class ConsentList:
         source = f"{provider}: {code}"
         effective = self.record(number, "stop", at, words="", source=source, id_=id_)
         count("ConsentEvents", reason="stop")
-        reason = "effective" if effective else ""
-        log("INFO", "consent_stop", id=id_, provider=provider, reason=reason, code=code)
+        log(
+            "INFO",
+            "consent_stop",
+            id=id_,
+            provider=provider,
+            reason="effective" if effective else "",
+            code=code,
+        )
 
     def _replace(self, key: Key, there: Item | None, entry: Item) -> Item | None:
         """Writes the entry over the one that was read; returns what has come between, or None."""

@@ -5,7 +5,7 @@ that an unknown send is in nobody's way. Processing looks, by what the ledger sa
 what it said before, so that copies of the message and deaths at any line are harmless:
 
     the part is    what is done, and what a death after it leaves behind
-    sending        the claim is waited for, and taken for dead when it ends
+    sending        nothing: the message whose claim that is stands on the sender's queue
     unknown        a look: it is found, certainly not there, or still unknown; each is one write
     waiting        a `resume` to the sender; sent twice, the second finds nothing to do
     sent, failed   nothing
@@ -17,7 +17,7 @@ may be the one that sends, so it is repeated only where it would be sent.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from chalicelib.batches import Defer, GiveUp
 from chalicelib.config import Settings
@@ -152,8 +152,6 @@ class Settling:
         current = reply.current
         if reply.outcome or current is None:
             return reply
-        if current.state == "sending":
-            self._end_claim(reply, current)
         if current.state != "unknown":
             return reply
         settled = self._look(reply, current) or self._by_policy(reply, current)
@@ -161,15 +159,6 @@ class Settling:
             self._wait(reply, current)
             return reply
         return settled
-
-    def _end_claim(self, reply: Reply, part: PartEntry) -> NoReturn:
-        left = (part.lease_until or 0.0) - self._runtime.now()
-        if left > 0:
-            raise Defer("claimed", after=left + 1)
-        if self._ledger.unknown(reply, part, reason="lease_ended").state == "unknown":
-            count("UnknownSends", provider=reply.provider, reason="lease_ended")
-            log("ERROR", "outcome_unknown", id=reply.id.part(part.number), reason="lease_ended")
-        raise Defer("outcome_unknown", after=LOOKS[0])
 
     # -- one look -----------------------------------------------------------------------------
 

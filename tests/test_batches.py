@@ -181,11 +181,11 @@ def test_what_need_not_wait_is_worked_on_side_by_side(
 def test_a_second_step_takes_what_the_first_left(runtime: FakeRuntime) -> None:
     # GIVEN a first step that defers one message and dead-letters another
     one = batch(runtime, of("a1", "b1", "c1", receives=2))
-    one.each(Work(runtime, a1=Defer("later"), b1=GiveUp("never")), needs=10)
+    first = one.each(Work(runtime, a1=Defer("later"), b1=GiveUp("never")), needs=10)
 
     # THEN the second has what is left, and each start was written down once
     second = Work(runtime)
-    one.each(second, needs=10)
+    one.each(second, first, needs=10)
     assert second.done == ["c1"]
     assert (starts(runtime, "m0"), starts(runtime, "m2")) == (0, 1)
     assert reported(one.finish()) == ["m0"]

@@ -351,16 +351,15 @@ def test_it_is_not_dead_lettered_however_long_the_table_is_down(build: Build) ->
 # --- by state ----------------------------------------------------------------------------------
 
 
-def test_a_claim_is_waited_for_and_then_taken_for_dead(build: Build) -> None:
-    # GIVEN a part that somebody has claimed since
+@pytest.mark.parametrize("later", [0, 66])
+def test_a_claim_is_left_to_the_message_that_it_was_made_for(build: Build, later: float) -> None:
+    # GIVEN a part that somebody has claimed since, who may be dead by now
     world = build()
     world.claimed()
-    assert world.settle() == [66]
+    world.runtime.clock += later
+    # THEN nothing is done: the sender's queue has the message, which comes again
+    assert world.settle() == []
     assert world.part().state == "sending"
-    world.runtime.clock += 66
-    # WHEN its owner does not come back, THEN it is looked for like any other
-    assert world.settle(receives=2) == [60]
-    assert (world.part().state, world.part().error) == ("unknown", "lease_ended")
     assert world.carrier.asked == []
 
 
