@@ -2,7 +2,9 @@
 
 Each seed gives each kind of fault its own probability, often none, so that some seeds are calm but
 for one kind and some are a storm. Besides, a few pairs of call site and fault are *hot* in a seed:
-there the fault is likely, which is how the rarest line of the code gets its share.
+there the fault is likely, which is how the rarest line of the code gets its share. And a third of
+the seeds have a *focus*: one part of the code where several kinds are likely at once, since some
+mishaps only show together.
 """
 
 from __future__ import annotations
@@ -33,6 +35,29 @@ STORE_EXTRAS = ("server error", "slow", "arrives late", "partly done", "frozen")
 _HOT = 14  # one of so many pairs of site and fault is hot in a seed
 _MOST_HOT = 2  # so often in a seed, so that a hot pair does not stop everything
 
+# Parts of the code by what their call sites are called.
+_FOCUSES = (
+    "ledger.",
+    "ledger.claim",
+    "api.",
+    "api.",
+    "consent.",
+    "consent.",
+    "batches.",
+    "settling.",
+    "receipts.",
+    "sending.",
+    "receiving.",
+    "processing.",
+    "vault.",
+    "person",
+    "pacing.",
+    "loops.",
+    "replies.",
+    "lookups.",
+)
+_MOST_IN_FOCUS = 12  # faults, so that what is tried again comes through
+
 # Frames that say how a call is made, and not what for.
 _HOW = frozenset({"table", "queues", "archive", "vault", "runtime", "base"})
 _HELPERS = frozenset({"_move", "_record", "_replace", "<listcomp>", "<lambda>", "<genexpr>"})
@@ -41,20 +66,32 @@ _HELPERS = frozenset({"_move", "_record", "_replace", "<listcomp>", "<lambda>", 
 class Faults:
     """The faults of one seed."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, *, none: bool = False) -> None:
         random = world.random
         self._world = world
-        self.calm_at = float("inf")
+        self.calm_at = 0.0 if none else float("inf")
         # How likely a fault of each kind is at each call of a function.
         storm = random.choice((0.0, 0.3, 1.0, 1.0))
         self._rates = {
             kind: storm * 10 ** -random.uniform(1.2, 3.0) if random.random() < 0.55 else 0.0
             for kind in dict.fromkeys((*STORE_FAULTS, *STORE_EXTRAS, *HTTP_FAULTS))
         }
+        self._focus: tuple[str, ...] = ()
+        if random.random() < 0.35:
+            self._focus = (random.choice(_FOCUSES),)
+        kinds = list(self._rates)
+        self._focused = frozenset(random.sample(kinds, random.choice((1, 2, 3, 6))))
+        self._focus_rate = random.choice((0.1, 0.2, 0.4))
+        self._focus_left = _MOST_IN_FOCUS
         self._lasting = random.choice((0.2, 0.5, 0.9))
         self._hot: Counter[tuple[str, str]] = Counter()
         self.hits: Counter[tuple[str, str]] = Counter()
         self.sites: Counter[str] = Counter()
+
+    def focus(self, where: tuple[str, ...], kinds: frozenset[str], rate: float) -> None:
+        """Strikes where a call site has one of these in its name, instead of at random."""
+        self._focus, self._focused, self._focus_rate = where, kinds, rate
+        self._focus_left *= 2
 
     @property
     def calm(self) -> bool:
@@ -70,15 +107,22 @@ class Faults:
             rate = self._rates[kind]
             if self._is_hot(site, kind):
                 rate = 0.3
+            in_focus = self._focus_left > 0 and self._is_in_focus(site, kind)
+            if in_focus:
+                rate = max(rate, self._focus_rate)
             if rate and self._world.random.random() < rate:
                 self.hits[site, kind] += 1
                 self._hot[site, kind] += 1
+                self._focus_left -= in_focus
                 return kind
         return ""
 
     def lasting(self) -> bool:
         """Whether a fault outlasts the client's own repetitions."""
         return self._world.chance(self._lasting)
+
+    def _is_in_focus(self, site: str, kind: str) -> bool:
+        return kind in self._focused and any(part in site for part in self._focus)
 
     def _is_hot(self, site: str, kind: str) -> bool:
         mark = zlib.crc32(f"{self._world.seed}|{site}|{kind}".encode())

@@ -7,9 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from chalicelib.batches import BatchFailed
 from tests.simulation.runtime import Cloud, SimulatedRuntime
 from tests.simulation.stores.sqs import Sqs
 from tests.simulation.world import Killed, Process, Task, Violation
+
+_MOST_KILLS = 40  # in a row; some of them before anybody could count them
+_MOST_TROUBLES = 4  # more deliveries at once would be taken for starts that never ended
 
 
 @dataclass
@@ -18,6 +22,7 @@ class Environment:
 
     process: Process
     runtime: SimulatedRuntime
+    version: int
     handler: Any = None
 
 
@@ -31,6 +36,7 @@ class Invocation:
     started: bool = True  # whether the function had come up when it ended
     poisoned: bool = False  # by a message that kills
     began: float = 0.0
+    late: bool = False  # whether it took longer than Lambda gives it
     troubled_at: float = 0.0  # when a store last failed its process
 
 
@@ -65,6 +71,7 @@ class Function:
         self._timeout = timeout
         self._idle: list[Environment] = []
         self._made = 0
+        self._version = 0
         self.surprises: list[BaseException] = []
 
     def invoke(
@@ -81,25 +88,41 @@ class Function:
             return work(environment.handler, Context(environment.runtime, deadline))
 
         task = world.spawn(run, environment.process)
+        warm = environment.handler is not None
+        task.notes.update(began=world.now, deadline=deadline, warm=warm)
         if on_task:
             on_task(task)
-        grace = self._overtime * world.random.random()
+        grace = self._overtime * max(world.random.random(), world.random.random())
         clock = world.spawn(lambda: self._time_out(task, environment), after=self._timeout + grace)
         world.wait(task)
         world.wake(clock)
         if isinstance(task.error, Killed) or environment.process.dead:
             return Invocation(died=True, poisoned=environment.process.poisoned)
-        if not world.chance(0.1):
+        if not world.chance(0.1) and environment.version == self._version:
             self._idle.append(environment)
+        if environment.handler is not None:
+            self._cloud.on_end(environment.process, deadline - self._timeout)
         if task.error is not None:
             started = environment.handler is not None
-            return Invocation(died=True, error=task.error, started=started)
+            return Invocation(
+                died=True,
+                error=task.error,
+                started=started,
+                began=deadline - self._timeout,
+                troubled_at=environment.process.troubled_at,
+            )
         return Invocation(
             died=False,
             value=task.result,
             began=deadline - self._timeout,
+            late=world.now > deadline - 12,
             troubled_at=environment.process.troubled_at,
         )
+
+    def renew(self) -> None:
+        """Its settings have changed: what runs ends, and nothing old begins any more."""
+        self._version += 1
+        self._idle.clear()
 
     def _time_out(self, task: Task, environment: Environment) -> None:
         if not task.done:
@@ -110,7 +133,8 @@ class Function:
         self._made += 1
         process = Process(f"{self._role}-{self._made}")
         skew = self._cloud.world.random.uniform(-0.5, 0.5)
-        return Environment(process, SimulatedRuntime(self._cloud, process, self._role, skew))
+        runtime = SimulatedRuntime(self._cloud, process, self._role, skew)
+        return Environment(process, runtime, self._version)
 
 
 class Mapping:
@@ -129,7 +153,12 @@ class Mapping:
         trouble: float,
         groups: bool,
         visibility: int,
+        soon: float,
     ) -> None:
+        # Seconds after which it does so, at most; and how often it did for each message.
+        self._soon = soon
+        self._troubles: dict[str, int] = {}
+        self._kills: dict[str, int] = {}  # deaths in a row of those that had each message
         self._visibility = visibility
         # Not every event source passes the message group.
         self._groups = groups
@@ -203,11 +232,14 @@ class Mapping:
     def _work(self, records: list[dict[str, Any]]) -> None:
         world = self._cloud.world
         for record in records:
-            if not self._cloud.faults.calm and world.chance(self._trouble):
+            id_ = record["messageId"]
+            troubled = self._troubles.get(id_, 0) < _MOST_TROUBLES and world.chance(self._trouble)
+            if not self._cloud.faults.calm and troubled:
+                self._troubles[id_] = self._troubles.get(id_, 0) + 1
                 again = self._sqs.expire if world.chance(0.5) else self._sqs.deliver_again
                 world.spawn(
-                    lambda id_=record["messageId"], again=again: self._once_more(again, id_),  # type: ignore[misc]
-                    after=world.random.random() ** 2 * 40,
+                    lambda id_=id_, again=again: self._once_more(again, id_),  # type: ignore[misc]
+                    after=world.random.random() ** 2 * self._soon,
                 )
         ids = [record["messageId"] for record in records]
         for record in records:
@@ -224,14 +256,23 @@ class Mapping:
             for record in records:
                 poisoned = self.poisoned_ends.get(record["body"], 0) + 1
                 self.poisoned_ends[record["body"]] = poisoned
-        if invocation.poisoned and max(self.bad_ends[r["body"]] for r in records) > 10:
+        for id_ in ids:
+            # (What could be put off is taken for harmless again.)
+            ends_badly = invocation.died and invocation.started
+            self._kills[id_] = (self._kills.get(id_, 0) + ends_badly) * invocation.died
+        if invocation.poisoned and max(self._kills[id_] for id_ in ids) > _MOST_KILLS:
             raise Violation("what kills is put aside", self._queue)
-        if not invocation.died and self._reporting and invocation.began > invocation.troubled_at:
+        untroubled = invocation.began > invocation.troubled_at
+        if not invocation.died and self._reporting and untroubled:
             self._come_back(records, self._left(invocation.value))
+        if isinstance(invocation.error, BatchFailed) and untroubled:
+            # What is done is deleted, and what is not was hidden.
+            self._come_back(records, {record["messageId"] for record in records})
         if not invocation.died:
             done = [r for r in records if r["messageId"] not in self._left(invocation.value)]
             for record in records:
-                if record not in done:
+                # (What ends later than its time might as well have died of it.)
+                if record not in done and not invocation.late:
                     self.bad_ends[record["body"]] -= 1
             self._delete(done)
         elif not self._reporting and invocation.error is not None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -43,6 +44,7 @@ class Invariants:
         # By reference: how often the provider took it, and how often it may.
         self._taken: Counter[str] = Counter()
         self._allowed: Counter[str] = Counter()
+        self._by_person: Counter[str] = Counter()
         self.resend = False
         # By conversation, the messages in the order in which they first stood on the queue.
         self._queued: dict[str, list[str]] = defaultdict(list)
@@ -54,23 +56,37 @@ class Invariants:
         self._opted_out: dict[str, int] = {}  # person's key -> since which step
         self._ever_opted_out: set[str] = set()
         self.loop_limit = 0
+        self.reply_max_age = 0
+        self.lookup_max_age = 0
         # By conversation and message: when the text came to which the answer went out.
         self._claims: list[str] = []  # of the call that is being served
         self._knew: dict[str, int] = {}  # the step at which its sender last looked at the table
         self._claimer: dict[str, tuple[Process, float]] = {}
         self._settles: set[str] = set()  # messages that were asked to be settled
+        self._unknown: set[tuple[str, int]] = set()  # references and attempts that were unknown
+        self._owners: dict[tuple[str, str], int] = {}  # reference and owner -> its attempt
+        self._opened_at: dict[str, float] = {}  # when the ledger first had a message
+        self._waited_at: dict[str, float] = {}  # when a part of a message last waited
+        self._states: dict[str, list[tuple[float, str]]] = defaultdict(list)
+        self.resumed: dict[str, float] = {}  # when a message was last sent for
+        self.lookups = False
+        self.visibility = 0
+        self.listed: set[str] = set()  # references of which a person was told
+        self.on_unknown: Callable[[], None] = lambda: None
+        self.on_partly_sent: Callable[[str], None] = lambda id_: None
         self.answers_stop = False
         self._answered_at: dict[str, dict[str, tuple[float, float]]] = defaultdict(dict)
         self._step = 0
         self._claimed = False  # by the call that is being served
         out.on_accepted = self._on_accepted
-        cloud.watch_http = self._on_http
+        cloud.http_watchers.append(self._on_http)
         cloud.watchers.append(self._on_call)
         cloud.stores["dynamodb"].observers.append(self._on_change)
 
     def allow(self, reference: str) -> None:
         """Somebody takes it upon themselves to send this part once more."""
         self._allowed[reference] += 1
+        self._by_person[reference] += 1
 
     # -- after every step -------------------------------------------------------------------------
 
@@ -82,7 +98,7 @@ class Invariants:
             failed = isinstance(answer, Exception) or answer is None
             if not failed:
                 for entry in arguments.get("Entries", [arguments]):
-                    self._on_queued(arguments["QueueUrl"], entry)
+                    self._on_queued(task, arguments["QueueUrl"], entry)
         if service == "dynamodb":
             if self._claimed:
                 # "Immediately before the claim": what was known when this task last looked at all.
@@ -93,7 +109,7 @@ class Invariants:
                 self._claims.clear()
             task.notes["last_table_call"] = self._step
 
-    def _on_queued(self, url: str, entry: dict[str, Any]) -> None:
+    def _on_queued(self, task: Task, url: str, entry: dict[str, Any]) -> None:
         queue = url.rpartition("/")[2].removeprefix("spillway-test-")
         if entry["MessageBody"] in GARBAGE:
             return
@@ -101,14 +117,33 @@ class Invariants:
         id_ = envelope["id"]
         if not id_:
             return
-        if envelope["kind"] == "settle":
+        if envelope["kind"] == "settle" and "dlq" not in queue:
             self._settles.add(id_)
+            part = (f"{id_}-{envelope['payload']['part']}", envelope["payload"]["attempt"])
+            if part not in self._unknown:
+                raise Violation("only unknown sends are looked for", self._name(id_), (id_,))
+        if envelope["kind"] == "resume" and "dlq" not in queue:
+            self._is_waited_for(task, id_)
         if "dlq" in queue:
             self._dead.add(id_)
         elif envelope["kind"] in ("inbound", "outgoing"):
             self.received[id_][queue].append(envelope["received_at"])
             if queue == "outbound.fifo" and id_ not in self._queued[envelope["conversation"]]:
                 self._queued[envelope["conversation"]].append(id_)
+
+    def _is_waited_for(self, task: Task, id_: str) -> None:
+        """Who is sent for has something to do, or had when that was seen."""
+        now = self._cloud.world.now
+        self.resumed[id_] = now
+        while "parent" in task.notes:
+            task = task.notes["parent"]
+        began = task.notes.get("began", now - 10)
+        conversation, _, message = id_.partition("-")
+        item = self._item(f"C#{conversation}", f"OUT#{message}") or {}
+        waited_at = self._waited_at.get(id_, 0.0)
+        held_up = task.process.troubled_at >= began
+        if not _waits(item) and waited_at < began - 1 and not held_up:
+            raise Violation("nobody is sent for in vain", self._name(id_), (id_,))
 
     def _on_http(self, task: Task, request: httpx.Request) -> None:
         """A request leaves us."""
@@ -186,17 +221,73 @@ class Invariants:
     def _on_change(self, key: tuple[str, str], old: Item | None, new: Item | None) -> None:
         pk, sk = key
         if pk.startswith("P#") and new is not None:
+            self._is_in_force(pk, old, new)
             if new["event"]["S"] == "stop":
                 self._opted_out.setdefault(pk, self._step)
                 self._ever_opted_out.add(pk)
             else:
                 self._opted_out.pop(pk, None)
+        if sk.startswith("IN#") and new is not None and new.get("keyword", {}).get("S") == "stop":
+            self._stop_is_listed(f"{pk.partition('#')[2]}-{sk.partition('#')[2]}")
         if sk.startswith("OUT#"):
             before, after = self._plain(old) or {}, self._plain(new) or {}
             self._on_reply(f"{pk.partition('#')[2]}-{sk.partition('#')[2]}", before, after)
 
+    def _is_in_force(self, pk: str, old: Item | None, new: Item) -> None:
+        """The list holds what counts: of one kind the latest, else the later, STOP by a tie."""
+        entry, was = self._plain(new) or {}, self._plain(old)
+        if was is not None:
+            at, before = float(entry["at"]), float(was["at"])
+            if entry["event"] == was["event"]:
+                holds = at >= before
+            else:
+                holds = at > before + 2 if entry["event"] == "start" else at >= before - 2
+            if not holds:
+                raise Violation("the list says what was said last", "an older event replaced it")
+        self._is_said_in_time(entry)
+        if entry["event"] == "stop":
+            caused = any(
+                f"P#{self._brand}#{KEYS.number(text.person)}" == pk
+                and (
+                    text.kind == outside.STOP
+                    or text.rejected in outside.OPTED_OUT_CODES
+                    or text.person in self._out.unwanted_at_all
+                )
+                for text in self._out.texts.values()
+            )
+            if not caused:
+                raise Violation("nobody is opted out for nothing", str(entry.get("source")))
+
+    def _is_said_in_time(self, entry: Item) -> None:
+        """A late duplicate says nothing later, once the first is in the ledger."""
+        conversation, _, message = str(entry["id"]).partition("-")
+        item = self._item(f"C#{conversation}", f"OUT#{message}")
+        known_since = self._opened_at.get(str(entry["id"]))
+        if item is None or known_since is None:
+            return
+        task = self._cloud.world.current()
+        while "parent" in task.notes:
+            task = task.notes["parent"]
+        knew = known_since < task.notes.get("began", 0.0)
+        if entry["words"] and knew and float(entry["at"]) > float(item["received_at"]) + 1:
+            raise Violation("a duplicate says nothing later", self._name(str(entry["id"])))
+
+    def _stop_is_listed(self, id_: str) -> None:
+        """A STOP does not wait for its turn in the conversation."""
+        text = self._out.texts[id_]
+        entry = self._item(f"P#{self._brand}#{KEYS.number(text.person)}", "CONSENT") or {}
+        first = min(text.at, *(min(times) for times in self.received[id_].values()))
+        if entry.get("event") != "stop" and float(entry.get("at", 0.0)) < first - 5:
+            raise Violation("a STOP is heard at once", text.name, (id_,))
+
     def _on_reply(self, id_: str, before: Item, after: Item) -> None:
         name = self._name(id_)
+        self._states[id_].append((self._cloud.world.now, _state(after)))
+        self._opened_at.setdefault(id_, self._cloud.world.now)
+        if _waits(before) or _waits(after):
+            self._waited_at[id_] = self._cloud.world.now
+        if _state(after) == "sending" and _waits(after):
+            self.on_partly_sent(id_)
         for field in ("received_at", "outcome", "kind", "theirs", "ours"):
             if field in before and before[field] != after.get(field):
                 raise Violation("what is recorded stays", f"{name}: {field}", (id_,))
@@ -206,6 +297,8 @@ class Invariants:
             if under_way:
                 raise Violation("a reply ends when nothing is under way", name, (id_,))
         old, new = before.get("parts") or {}, after.get("parts") or {}
+        if new and not old and "outcome" in before:
+            raise Violation("what has ended is not sent", f"{name}: words", (id_,))
         if old and set(old) != set(new):
             raise Violation("the words stay", name, (id_,))
         for number, part in new.items():
@@ -221,12 +314,21 @@ class Invariants:
             if part["state"] == "sending" and was.get("state") != "sending":
                 if "outcome" in after:
                     raise Violation("what has ended is not sent", name, (id_,))
+                self._is_one_claim(f"{id_}-{number}", after["provider"], part)
                 self._claimed = True
                 self._claims.append(f"{id_}-{number}")
                 self._attempted(id_)
+            if part["state"] == "unknown":
+                self._unknown.add((f"{id_}-{number}", int(part["attempt"])))
+                if was.get("state") != "unknown":
+                    self.on_unknown()
+            if was.get("request", "") not in ("", part.get("request")):
+                raise Violation("the words stay", f"{name}: the request", (id_,))
+            self._error_is_true(f"{id_}-{number}", was.get("error"), part.get("error"))
             if part["state"] == "unknown" and was.get("state") == "sending":
                 self._is_in_doubt(f"{id_}-{number}", name)
-            if was and part["attempt"] < was["attempt"]:
+            again = part["state"] == "waiting" and was.get("state") in ("sending", "unknown")
+            if was and part["attempt"] < was["attempt"] + again:
                 raise Violation("states move forward", f"{name}: attempt", (id_,))
             rank, had = STATUS_RANK.get(part.get("status"), 0), was.get("status")
             if had and rank <= STATUS_RANK[had] and part["status"] != had:
@@ -235,11 +337,35 @@ class Invariants:
                 )
             if was.get("state") == "unknown" and part["state"] == "waiting" and self.resend:
                 self._allowed[f"{id_}-{number}"] += 1
+            if part["state"] == "waiting" and part.get("lost", 0) > was.get("lost", 0):
+                self._is_allowed(f"{id_}-{number}", part)
+
+    def _is_allowed(self, reference: str, part: Item) -> None:
+        """Sent again blindly is only what a person or the setting wants so; by the setting twice,
+        and not before it would be on a list."""
+        age = self._cloud.world.now - float(part["started_at"])
+        lost = part["lost"] - self._by_person[reference]
+        if lost > (2 if self.resend else 0) or (lost > 0 and age < 299):
+            raise Violation("nobody resends what is held", reference, (reference,))
+
+    def _is_one_claim(self, reference: str, provider: str, part: Item) -> None:
+        """Each claim has its own owner, and what a repetition will need."""
+        seen = self._owners.setdefault((reference, part["owner"]), int(part["attempt"]))
+        if seen != part["attempt"]:
+            raise Violation("a claim is made once", reference, (reference,))
+        if bool(part.get("request")) != (provider == "telnyx"):
+            raise Violation("a request can be repeated", reference, (reference,))
+
+    def _error_is_true(self, reference: str, was: str | None, error: str | None) -> None:
+        of = {"repeat_refused": self._out.refused, "idempotency_mismatch": self._out.mismatched}
+        if error != was and error in of and reference not in of[error]:
+            raise Violation("reasons are true", f"{reference}: {error}", (reference,))
 
     def _is_in_doubt(self, reference: str, name: str) -> None:
         """What is called unknown is so: an answer did not come, or its owner had a mishap."""
         process, claimed_at = self._claimer[reference]
-        known = reference not in self._cloud.uncertain and process is not self._cloud.world.outside
+        unsure = self._cloud.uncertain | self._out.mismatched
+        known = reference not in unsure and process is not self._cloud.world.outside
         if known and not process.dead and process.troubled_at < claimed_at - 1:
             raise Violation("unknown is what cannot be known", name, (reference,))
 
@@ -248,17 +374,19 @@ class Invariants:
         text = self._out.texts[id_]
         outcome, kind = item["outcome"], text.kind
         age = self._cloud.world.now + 1 - float(item["received_at"])
-        limit = 36_000 if kind == outside.OUTGOING else 900
-        person = f"P#{self._brand}#{KEYS.number(text.person)}"
+        limit = 36_000 if kind == outside.OUTGOING else self.reply_max_age
+        opted_out = f"P#{self._brand}#{KEYS.number(text.person)}" in self._ever_opted_out
         true = {
-            "no_reply": kind == outside.SILENT,
+            "no_reply": kind in (outside.SILENT, outside.FICKLE),
             "no_reply: stop": kind == outside.STOP,
-            "no_reply: start": kind == outside.START_AGAIN and self.answers_stop,
+            "no_reply: start": self.answers_stop
+            and (kind == outside.START_AGAIN or (kind == outside.YES and opted_out)),
             "no_reply: help": kind == outside.HELP and self.answers_stop,
-            "refused_by_reply_api: 422": kind == outside.REFUSED,
-            "refused: opted_out": person in self._ever_opted_out,
+            "refused_by_reply_api: 422": kind in (outside.REFUSED, outside.FICKLE),
+            "refused: opted_out": opted_out,
             "refused: loop": self.loop_limit > 0,
             "failed: invalid_number": bool(text.rejected),
+            "failed: not_permitted": bool(text.rejected),
             "failed: opted_out": text.rejected in outside.OPTED_OUT_CODES,
             "failed: given_up": True,
         }.get(outcome)
@@ -297,8 +425,9 @@ class Invariants:
                 continue
             if text.acknowledged and text.kind != outside.OUTGOING:
                 self._stored(text, archived, dead["processing"])
-            if text.acknowledged and text.kind not in (outside.GROUP, outside.NAMED):
+            if text.acknowledged and text.kind not in outside.UNANSWERABLE:
                 self._answered(text, dead["outbound.fifo"])
+                self._told_of(text, dead["processing"])
         self._one_confirmation()
         self._heard(dead["processing"])
         self._last_word(dead)
@@ -318,6 +447,12 @@ class Invariants:
             raise Violation("what is stored is what was said", text.name, (id_,))
         elif item["reasons"] != outside.INVALID.get(text.kind, []):
             raise Violation("what is stored is judged", f"{text.name}: {item['reasons']}", (id_,))
+        elif item["lookups"] != (
+            {"line": {"line_type": "mobile", "country": "US"}}
+            if self.lookups and not item["reasons"]
+            else {}
+        ):
+            raise Violation("what is stored is complete", f"{text.name}: {item['lookups']}", (id_,))
         elif not archived[item["archive_key"]][id_].get("raw"):
             raise Violation("the archive has the whole payload", text.name, (id_,))
 
@@ -345,6 +480,20 @@ class Invariants:
         if not all(self._taken[f"{id_}-{number}"] for number in item["parts"]):
             raise Violation("what is called sent was taken", text.name, (id_,))
 
+    def _told_of(self, text: Text, dead: set[str]) -> None:
+        """Whoever has to decide about an unknown send was told of it."""
+        item = self._item(f"C#{text.id.conversation}", f"OUT#{text.id.message}") or {}
+        for number, part in (item.get("parts") or {}).items():
+            told = f"{text.id}-{number}" in self.listed or str(text.id) in dead
+            if part["state"] == "unknown" and not told:
+                raise Violation("unknown sends are looked for", text.name, (str(text.id),))
+
+    def was(self, id_: str, since: float) -> set[str]:
+        """What a question about a message may be answered between then and now."""
+        states = self._states[id_]
+        before = [state for at, state in states if at <= since]
+        return {*before[-1:], *(state for at, state in states if at > since)}
+
     def _heard(self, dead: set[str]) -> None:
         """What providers said of a part, and we acknowledged, is what the ledger says."""
         if "" in dead:
@@ -363,7 +512,7 @@ class Invariants:
     def asked_for(self, door: Door) -> None:
         """`GET /messages/{id}` says what became of each message, and the door is open."""
         texts = list(self._out.texts.items())
-        for provider in ("twilio", "telnyx"):
+        for provider in sorted({"twilio", "telnyx"} - self._out.lost):
             if not self._out.probe(provider, door):
                 raise Violation("a good request is taken", f"{provider}, when all is well again")
         for id_, text in texts:
@@ -380,7 +529,7 @@ class Invariants:
             stops = starts = 0
             for text in self._out.texts.values():
                 if text.person == person:
-                    starts += text.kind == outside.START_AGAIN
+                    starts += text.kind in (outside.START_AGAIN, outside.YES)
                     item = self._item(f"C#{text.id.conversation}", f"OUT#{text.id.message}") or {}
                     stops += bool(item.get("confirmation"))
             if stops > 1 + starts:
@@ -390,7 +539,7 @@ class Invariants:
         """The list says what each person said last, where no doubt is which that was."""
         said: dict[str, list[tuple[float, float, Text]]] = defaultdict(list)
         for text in self._out.texts.values():
-            if text.kind in (outside.STOP, outside.START_AGAIN) and text.acknowledged:
+            if text.kind in _CONSENT and text.acknowledged:
                 times = self.received[str(text.id)]
                 first = min(min(each) for each in times.values())
                 last = max(min(each) for each in times.values())
@@ -407,7 +556,7 @@ class Invariants:
         for person, events in said.items():
             if person in refused or person in self._out.unwanted:
                 continue
-            if all(text.provider == "telnyx" for *_, text in events):
+            if all(t.provider == "telnyx" and t.kind != outside.YES for *_, t in events):
                 self._by_the_clock(person, [text for *_, text in events], dead)
                 continue
             events.sort(key=lambda one: one[0])
@@ -415,23 +564,44 @@ class Invariants:
                 continue
             if events[-1][1] == float("inf"):
                 continue
+            says_yes = any(text.kind == outside.YES for *_, text in events)
+            at_once = all(
+                len(times) == 1
+                for *_, text in events
+                for times in self.received[str(text.id)].values()
+            )
+            if says_yes and (len({text.ours for *_, text in events}) > 1 or not at_once):
+                continue  # which was there first, nobody can say
+            expected = None
+            for *_, text in events:
+                if text.kind != outside.YES:
+                    expected = text.kind
+                elif expected == outside.STOP:
+                    expected = outside.START_AGAIN
             item = self._item(f"P#{self._brand}#{KEYS.number(person)}", "CONSENT") or {}
-            text = events[-1][2]
-            if item.get("event") != text.kind:
+            if expected == "start" and self._is_of_a_duplicate(item):
+                continue
+            if item.get("event") != expected:
                 raise Violation(
                     "the list says what was said last",
-                    f"{text.name} was the last, a {text.kind}; the list says {item.get('event')}",
+                    f"{expected}; the list says {item.get('event')}",
                     tuple(str(one[2].id) for one in events),
                 )
+
+    def _is_of_a_duplicate(self, item: Item) -> bool:
+        """A STOP of which the second copy was there before anybody had begun the first: nobody
+        could know that it was not said later. (It errs on the side of silence.)"""
+        if item.get("event") != outside.STOP:
+            return False
+        times = [min(each) for each in self.received[str(item["id"])].values()]
+        return float(item["at"]) > min(times) + 1
 
     def _by_the_clock(self, person: str, texts: list[Text], dead: dict[str, set[str]]) -> None:
         """Where the provider says when each was said, the rule leaves no doubt."""
         if any(str(text.id) in ids for text in texts for ids in dead.values()):
             return
         every = [
-            one
-            for one in self._out.texts.values()
-            if one.person == person and one.kind in (outside.STOP, outside.START_AGAIN)
+            one for one in self._out.texts.values() if one.person == person and one.kind in _CONSENT
         ]
         stop = max((one.at for one in every if one.kind == outside.STOP), default=0.0)
         start = max((one.at for one in every if one.kind == outside.START_AGAIN), default=0.0)
@@ -451,7 +621,7 @@ class Invariants:
         for text in self._out.texts.values():
             item = self._item(f"C#{text.id.conversation}", f"OUT#{text.id.message}") or {}
             again = any(
-                one.kind == outside.START_AGAIN and one.person == text.person
+                one.kind in (outside.START_AGAIN, outside.YES) and one.person == text.person
                 for one in self._out.texts.values()
             )
             told = item.get("outcome") == "failed: opted_out" or text.person in self._out.unwanted
@@ -466,16 +636,20 @@ class Invariants:
         reason = letter.attributes.get("reason", {}).get("StringValue", "")
         first = float(letter.attributes["first_sent_at"]["StringValue"])
         last = float(letter.attributes["dead_lettered_at"]["StringValue"])
+        if reason == "never_ended" and self.visibility < 60:
+            return  # deliveries at once may look like that; AWS allows no such queue
         if reason == "never_ended":
             ends = mapping.bad_ends.get(letter.body, 0)
             text = self._out.texts.get(json.loads(letter.body)["id"])
+            if text is not None and text.kind == outside.BROKEN:
+                ends += text.asked
             if text is None or not text.poison:
                 # Three times it may be blamed for what another one did; then it is worked on alone.
                 others = mapping.poisoned_ends.get(letter.body, 0)
                 ends -= max(0, others - 3)
             if ends < 5:
                 raise Violation("nothing healthy is dead-lettered", reason, (letter.id,))
-        elif not reason.startswith("too_old") or last - first < 11 * 3600:
+        elif not reason.startswith("too_old") or last - first < self.lookup_max_age - 1:
             raise Violation("nothing healthy is dead-lettered", reason, (letter.id,))
 
     # -- what is there ----------------------------------------------------------------------------
@@ -525,6 +699,12 @@ def _state(item: Item) -> str:
     return "sent" if said == "queued" else said
 
 
+def _waits(item: Item) -> bool:
+    """Whether a part is there to be sent next."""
+    states = [part["state"] for part in (item.get("parts") or {}).values()]
+    return "outcome" not in item and next((s for s in states if s != "sent"), "") == "waiting"
+
+
 def _fits(text: Text, words: str) -> bool:
     """Whether these words can be an answer to that text."""
     if text.kind == outside.STOP:
@@ -536,4 +716,5 @@ def _fits(text: Text, words: str) -> bool:
     return words.startswith(f"{text.name} v")
 
 
+_CONSENT = (outside.STOP, outside.START_AGAIN, outside.YES)
 _DLQ = {"processing": "processing-dlq", "outbound.fifo": "outbound-dlq.fifo"}

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from chalicelib.ledger import Busy, Ledger
 from chalicelib.messages import MessageId
 from chalicelib.queues import Queues
 from chalicelib.runtime import is_transient
-from chalicelib.settling import decide
+from chalicelib.settling import Decision, decide
 from chalicelib.table import Table
-from tests.simulation.functions import Mapping
+from tests.simulation.functions import Mapping as Source
 from tests.simulation.outside import Outside
 from tests.simulation.runtime import Cloud, SimulatedRuntime
-from tests.simulation.world import Process
+from tests.simulation.world import Process, Violation
 
 # Neither JSON, nor an envelope, nor of a kind that either queue may carry.
 GARBAGE = (
@@ -41,15 +41,18 @@ class Operator:
         self,
         cloud: Cloud,
         out: Outside,
-        mappings: dict[str, Mapping],
+        mappings: dict[str, Source],
         allow: Callable[[str], None],
+        resumed: Mapping[str, float],
     ) -> None:
         self._allow = allow
+        self._resumed = resumed  # when each message was last sent for
         self._cloud = cloud
         self._out = out
         self._mappings = mappings
         self._moved = 0
         self.littered = False
+        self.says: tuple[Decision, ...] = ("sent", "resend", "give_up")
 
     def redrive(self) -> None:
         """Every dead letter goes back to its queue. Sent first, then deleted: none is lost."""
@@ -94,37 +97,89 @@ class Operator:
     def decide(self) -> None:
         """A person decides about each unknown send, on what the provider's pages show just now."""
         world = self._cloud.world
-        process = Process(f"person-{world.steps}")
-        runtime = SimulatedRuntime(self._cloud, process, "person", 0.0)
         for id_, part, attempt in self._unknown():
             taken = {one.reference for one in self._out.accepted}
             reference = id_.part(part)
-            word = world.random.choice(("sent", "resend", "give_up"))
+            word: Decision = world.random.choice(self.says)
             if word == "sent" and reference not in taken:
                 word = "resend"
             if world.chance(0.2):
-                attempt += 1  # what this person saw is not so any more
+                attempt += 7  # what this person saw is not so
             elif word == "resend":
                 self._allow(reference)
             world.note("person", f"{id_}: {word} part {part}")
-            task = world.spawn(
-                lambda id_=id_, part=part, attempt=attempt, word=word: decide(  # type: ignore[misc]
-                    runtime,
-                    Ledger(Table(runtime, "test"), runtime, keep_days=400),
-                    Queues(runtime, "test"),
-                    id_,
-                    part=part,
-                    attempt=attempt,
-                    decision=word,
-                ),
-                process,
-            )
-            world.wait(task)
-            if process.dead:
-                return
-            error = task.error
-            if error is not None and not isinstance(error, Busy) and not is_transient(error):
-                raise error
+            while (heard := self._says(id_, part, attempt, word)) is None:
+                # It failed, and whoever sees that says it again.
+                world.sleep(30 * world.random.random())
+            if heard and world.chance(0.3):
+                # Once more, as somebody does who is not sure that it was heard.
+                self._says(id_, part, attempt, word)
+
+    def _says(self, id_: MessageId, part: int, attempt: int, word: Decision) -> bool | None:
+        """One decision; whether it was taken, None where it failed. What comes of it is what was
+        decided."""
+        world = self._cloud.world
+        began = world.now
+        process = Process(f"person-{world.steps}")
+        runtime = SimulatedRuntime(self._cloud, process, "person", 0.0)
+        before = self._is_done(self._item(id_), part, attempt, word)
+        task = world.spawn(
+            lambda: decide(
+                runtime,
+                Ledger(Table(runtime, "test"), runtime, keep_days=400),
+                Queues(runtime, "test"),
+                id_,
+                part=part,
+                attempt=attempt,
+                decision=word,
+            ),
+            process,
+        )
+        task.notes["began"] = began
+        world.wait(task)
+        error = task.error
+        if process.dead or (error is not None and is_transient(error)):
+            return None
+        if error is not None and not isinstance(error, Busy):
+            raise error
+        item = self._item(id_)
+        done = self._is_done(item, part, attempt, word)
+        if error is not None:
+            if (before and done) or self._state(item, part) == ("unknown", attempt):
+                raise Violation("a person's word counts", f"{id_}: {word} was refused", (str(id_),))
+            return False
+        if not done:
+            raise Violation("a person's word counts", f"{id_}: {word} was not done", (str(id_),))
+        if word != "give_up" and self._is_left(item) and self._resumed.get(str(id_), 0) < began:
+            raise Violation("a person's word counts", f"{id_}: nobody was sent for", (str(id_),))
+        return True
+
+    def _item(self, id_: MessageId) -> dict[str, Any]:
+        key = {"pk": {"S": f"C#{id_.conversation}"}, "sk": {"S": f"OUT#{id_.message}"}}
+        found: dict[str, Any] = self._cloud.stores["dynamodb"].get_item(
+            TableName="spillway-test", Key=key, ConsistentRead=True
+        )["Item"]
+        return found
+
+    def _state(self, item: dict[str, Any], part: int) -> tuple[str, int]:
+        entry = item["parts"]["M"][str(part)]["M"]
+        return entry["state"]["S"], int(entry["attempt"]["N"])
+
+    def _is_done(self, item: dict[str, Any], part: int, attempt: int, word: Decision) -> bool:
+        """Whether it is as somebody decided who saw this attempt."""
+        state, now = self._state(item, part)
+        if word == "resend":
+            return now > attempt
+        if word == "sent":
+            return (state, now) == ("sent", attempt)
+        return bool(item.get("outcome", {}).get("S") == "failed: given_up")
+
+    def _is_left(self, item: dict[str, Any]) -> bool:
+        """Whether a part waits, and the reply is listed still: nobody has seen to it."""
+        parts = sorted(item["parts"]["M"].items(), key=lambda one: int(one[0]))
+        states = [part["M"]["state"]["S"] for _, part in parts]
+        following = next((state for state in states if state != "sent"), "")
+        return "outcome" not in item and "unknown_bucket" in item and following == "waiting"
 
     def _unknown(self) -> list[tuple[MessageId, int, int]]:
         """What `spillway unknown list` shows."""

@@ -6,8 +6,10 @@ python -m tests.simulation.run --replay 17              one seed, with its trace
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +17,12 @@ from chalicelib import observing
 from chalicelib.batches import BatchFailed
 from chalicelib.processing import Processing
 from chalicelib.receiving import Receiver
+from chalicelib.replies import Replies
 from chalicelib.sending import Sender
 from tests.fakes import SECRETS, settings
 from tests.signing import TelnyxKey
 from tests.simulation import story as stories
+from tests.simulation.causes import Causes
 from tests.simulation.faults import Faults
 from tests.simulation.functions import Function, Invocation, Mapping
 from tests.simulation.invariants import Invariants
@@ -29,6 +33,7 @@ from tests.simulation.outside import (
     STOP_TEXT,
     Door,
     Outside,
+    OwnCodeBroke,
     may_happen,
 )
 from tests.simulation.person import Operator
@@ -37,7 +42,7 @@ from tests.simulation.stores.dynamodb import DynamoDb
 from tests.simulation.stores.s3 import S3
 from tests.simulation.stores.secrets import Secrets
 from tests.simulation.stores.sqs import Sqs
-from tests.simulation.world import START, NeverRests, Violation, World
+from tests.simulation.world import START, NeverRests, Task, Violation, World
 
 QUEUES = {
     "processing": False,
@@ -69,6 +74,7 @@ def run_seed(seed: int) -> Outcome:
         simulation = Simulation(seed)
         world = simulation.world
         lines.world = world
+        lines.hear = simulation.causes.on_line
         try:
             simulation.run()
         except Violation as violation:
@@ -99,8 +105,9 @@ class Simulation:
 
     def __init__(self, seed: int) -> None:
         self.world = world = World(seed)
-        faults = Faults(world)
-        self.story = story = stories.write(world.random, START)
+        calm = world.chance(0.1)
+        faults = Faults(world, none=calm)
+        self.story = story = stories.write(world.random, START, calm=calm)
         reorder = world.random.choice((0.0, 0.0, 0.5))
         self.sqs = Sqs(lambda: world.now, world.random, reorder=reorder)
         for name, fifo in QUEUES.items():
@@ -119,6 +126,9 @@ class Simulation:
         }
         self.cloud = Cloud(world, faults, stores)
         self.cloud.outages = dict(story.outages)
+        self.cloud.frozen = story.frozen
+        if story.focus and not calm:
+            faults.focus(*story.focus)
         self.cloud.slowness = story.slowness
         receiver = Function(self.cloud, "receiver", self._receiver, 10.0)
         processing_ = Function(self.cloud, "processing", self._processing, 60.0, story.overtime)
@@ -130,12 +140,35 @@ class Simulation:
             "processing": self._mapping("processing", processing_, most=2),
             "outbound.fifo": self._mapping("outbound.fifo", sender, most=story.senders),
         }
+        may_lack = bool(story.without or story.secret_lost)
+        self.causes = Causes(self.cloud, self.outside, calm=story.calm, may_lack=may_lack)
         self.invariants.loop_limit = story.loop_limit
+        self.invariants.reply_max_age = story.reply_max_age
+        self.invariants.lookup_max_age = story.lookup_max_age
+        self.invariants.lookups = story.lookups
+        self.invariants.visibility = story.visibility
+        self.invariants.listed = self.causes.listed
+        self.causes.resumed = self.invariants.resumed
+        self.invariants.on_partly_sent = self._ask
         self.cloud.watchers.append(self._wake)
-        self.operator = Operator(self.cloud, self.outside, self.mappings, self.invariants.allow)
+        self.operator = Operator(
+            self.cloud, self.outside, self.mappings, self.invariants.allow, self.invariants.resumed
+        )
+        self.operator.says = story.says
         for text in story.texts:
             world.spawn(lambda text=text: self.outside.write(text), after=text.at - START)  # type: ignore[misc]
         self.outside.robot = story.robot
+        self.outside.receipts_from = story.receipts_from
+        self.outside.receipts_after = story.receipts_after
+        self.outside.receipts_fail = story.receipts_fail
+        self.outside.mismatches = story.mismatches
+        self.outside.doubles = story.doubles
+        if story.secret_lost:
+            provider, at = story.secret_lost
+            world.spawn(lambda: self.outside.lose_secret(provider), after=at - START)
+        for at in story.without[1:] if story.without else ():
+            for function in (processing_, sender):
+                world.spawn(function.renew, after=at - START)
         if story.rotation is not None:
             world.spawn(self.outside.rotate, after=story.rotation - START)
         for at in story.garbage:
@@ -144,6 +177,7 @@ class Simulation:
             world.spawn(self.outside.knock, after=at - START)
         self.invariants.resend = story.resend
         self.invariants.answers_stop = story.answers_stop
+        self.invariants.on_unknown = self._decide_soon
         for at in story.decisions:
             world.spawn(self.operator.decide, after=at - START)
         for at in story.redrives:
@@ -151,7 +185,8 @@ class Simulation:
 
     def run(self) -> None:
         """Until rest, and looks whether all is well then."""
-        self.cloud.faults.calm_at = self.story.end
+        if not self.story.calm:
+            self.cloud.faults.calm_at = self.story.end
         self.world.run(self.story.end + 30 * HOURS)
         self.invariants.at_rest(self.mappings, self.operator.littered)
         world = self.world
@@ -159,6 +194,27 @@ class Simulation:
         self.cloud.outages.clear()
         world.spawn(lambda: self.invariants.asked_for(self.door))
         world.run(world.now + HOURS)
+
+    def _decide_soon(self) -> None:
+        if self.world.chance(self.story.prompt):
+            # At once, or when somebody else looks, too; and often two of them.
+            after = self.story.prompt_after * self.world.random.random()
+            after = self.world.random.choice((after, after, 60.1))
+            for _ in range(self.world.random.choice((1, 2, 2))):
+                self.world.spawn(self.operator.decide, after=after)
+
+    def _ask(self, id_: str) -> None:
+        """Somebody wants to know what became of a message that is on its way just now."""
+
+        def ask() -> None:
+            began = self.world.now
+            status, body = self.door.post(f"/messages/{id_}", {})
+            said = json.loads(body).get("state") if status == 200 else ""
+            if status == 200 and said not in self.invariants.was(id_, began):
+                raise Violation("a question is answered", f"{said}, while on its way", (id_,))
+
+        if self.world.chance(0.3):
+            self.world.spawn(ask)
 
     def surprises(self) -> list[BaseException]:
         return [
@@ -189,6 +245,7 @@ class Simulation:
             trouble=self.story.trouble,
             groups=self.story.groups,
             visibility=self.story.visibility,
+            soon=self.story.soon,
         )
         mapping.expected = lambda invocation: _expected(invocation, self.story.reporting)
         return mapping
@@ -200,9 +257,12 @@ class Simulation:
 
     def _settings(self, function: str) -> Any:
         urls = '{"line": "https://lookups.example.com/line"}' if self.story.lookups else "{}"
+        providers = [name for name in NUMBERS.values() if not self._lacks(function, name)]
+        numbers = [f"{number}={name}" for number, name in NUMBERS.items() if name in providers]
         return settings(
             function,
-            NUMBERS=",".join(f"{number}={name}" for number, name in NUMBERS.items()),
+            PROVIDERS=",".join(providers),
+            NUMBERS=",".join(numbers),
             REPORT_BATCH_ITEM_FAILURES="true" if self.story.reporting else "false",
             REPLY_API_URL="https://replies.example.com/",
             LOOKUP_URLS=urls,
@@ -211,7 +271,16 @@ class Simulation:
             STOP_TEXT=STOP_TEXT,
             UNKNOWN_SENDS="resend" if self.story.resend else "hold",
             LOOP_LIMIT=str(self.story.loop_limit),
+            REPLY_MAX_AGE=str(self.story.reply_max_age),
+            LOOKUP_MAX_AGE=str(self.story.lookup_max_age),
         )
+
+    def _lacks(self, function: str, provider: str) -> bool:
+        """Whether a function's settings do not have the provider just now."""
+        if function == "receiver" or self.story.without is None:
+            return False
+        name, since, until = self.story.without
+        return name == provider and since <= self.world.now < until
 
     def _receiver(self, runtime: SimulatedRuntime) -> Receiver:
         return Receiver(runtime, self._settings("receiver"))
@@ -224,6 +293,9 @@ class Simulation:
         for provider in sender._providers.values():
             # Whether a provider confirms STOP is a matter of its account, too.
             provider.__dict__["answers_stop"] = self.story.answers_stop
+        if self.story.own_code:
+            own = self.outside.own_reply
+            sender._replies = Replies(runtime, url="", timeout=10.0, own=own)
         return sender
 
 
@@ -240,6 +312,7 @@ class _quiet:
 
     def __init__(self) -> None:
         self.world: World | None = None
+        self.hear: Callable[[Task, dict[str, Any]], None] = lambda *_: None
         self.bugs: list[str] = []
 
     def __enter__(self) -> _quiet:
@@ -255,11 +328,13 @@ class _quiet:
         if event is None:
             return
         if self.world is not None:
-            who = self.world.current().process.name
+            task = self.world.current()
+            who = task.process.name
             said = " ".join(
                 str(line[n]) for n in ("reason", "code", "seconds", "error") if n in line
             )
             self.world.note(who, f"log {event} {line.get('id', '')} {said}")
+            self.hear(task, line)
         stores = ("ClientError", "ReadTimeoutError", "ConnectTimeoutError", "QueueRefused")
         failed = event in (
             "could_not_defer",
@@ -269,7 +344,8 @@ class _quiet:
             "suspects_not_read",
         )
         bug = failed and line.get("error") not in (*stores, "SecretError", "NotReady")
-        if bug or event == "unexpected_error":
+        bug = bug or event == "unexpected_error"
+        if bug and line.get("error") != OwnCodeBroke.__name__:
             self.bugs.append(f"unexpected error {line.get('error')} at {line.get('where')}")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import httpx
-from botocore.exceptions import ClientError, ConnectTimeoutError, ReadTimeoutError
+from botocore.exceptions import BotoCoreError, ClientError, ConnectTimeoutError, ReadTimeoutError
 
 from chalicelib.runtime import Runtime
 from tests.simulation.faults import HTTP_FAULTS, STORE_EXTRAS, STORE_FAULTS, Faults, site_of
@@ -41,12 +41,20 @@ class Cloud:
         self.outages: dict[str, list[tuple[float, float]]] = {}
         # Seconds that a host takes at most to answer.
         self.slowness: dict[str, float] = {}
+        self.frozen = 0.0  # seconds that a frozen one stands still at least
         # By reference or address: requests of which the answer did not come.
         self.uncertain: set[str] = set()
         # Called after each call that a store served: task, service, operation, arguments, answer.
         self.watchers: list[Watcher] = []
         self.network: Callable[[Task, httpx.Request], httpx.Response] = _nobody
-        self.watch_http: Callable[[Task, httpx.Request], None] = lambda task, request: None
+        # Called before each request leaves: task, request. And after: with the status of the
+        # answer that was heard, or 0.
+        self.http_watchers: list[Callable[[Task, httpx.Request], None]] = []
+        self.on_answer: Callable[[Task, httpx.Request, int], None] = lambda *_: None
+        # Called where a store's call failed for good: task, site, operation, arguments, since when.
+        self.on_failure: Callable[[Task, str, str, dict[str, Any], float], None] = lambda *_: None
+        # Called where an invocation ended of itself: its process, and when it began.
+        self.on_end: Callable[[Process, float], None] = lambda *_: None
 
     def down(self, what: str) -> bool:
         return any(start <= self.world.now < end for start, end in self.outages.get(what, ()))
@@ -100,20 +108,30 @@ class SimulatedRuntime(Runtime):
 
     def call(self, service: str, operation: str, arguments: dict[str, Any]) -> Any:
         """One call of the AWS client, with the client's own repetitions."""
+        site, began = site_of(self.role), self.world.now
+        try:
+            return self._called(service, operation, arguments, site)
+        except (BotoCoreError, ClientError) as error:
+            if not _is_an_answer(error):
+                task = self.world.current()
+                self.cloud.on_failure(task, site, operation, arguments, began)
+            raise
+
+    def _called(self, service: str, operation: str, arguments: dict[str, Any], site: str) -> Any:
         world, faults = self.world, self.cloud.faults
         store = getattr(self.cloud.stores[service], operation)
-        site = site_of(self.role)
         error: Exception = ConnectTimeoutError(endpoint_url=service)
         for attempt in range(self.attempts):
             if attempt:
                 world.sleep(0.05 * 2**attempt * world.random.random())
             fault = faults.draw(site, STORE_FAULTS + STORE_EXTRAS)
-            if fault or self.cloud.down(service):
+            if fault not in ("", "slow") or self.cloud.down(service):
                 self.process.troubled_at = world.now
             self._die(fault == "killed before", site)
             if fault == "frozen":
                 world.note(self.process.name, f"{site}: frozen")
-                world.sleep(100 * world.random.random() ** 2)
+                least = self.cloud.frozen
+                world.sleep(least + (100 - least) * world.random.random() ** 2)
             world.sleep(self._latency())
             down = self.cloud.down(service)
             if down or fault in ("throttled", "server error"):
@@ -230,6 +248,16 @@ class _Network(httpx.BaseTransport):
         self._runtime = runtime
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
+        task = self._runtime.world.current()
+        try:
+            response = self._answer(request)
+        except httpx.HTTPError:
+            self._runtime.cloud.on_answer(task, request, 0)
+            raise
+        self._runtime.cloud.on_answer(task, request, response.status_code)
+        return response
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
         runtime = self._runtime
         world, cloud = runtime.world, runtime.cloud
         host = request.url.host
@@ -244,7 +272,8 @@ class _Network(httpx.BaseTransport):
         slow = cloud.slowness.get(host, 0.0) * world.random.random()
         if slow > timeout and not fault:
             fault = "response lost"
-        cloud.watch_http(task, request)
+        for watch in cloud.http_watchers:
+            watch(task, request)
         certain = ("", "throttled", "no connection")
         if fault not in certain or cloud.down(host):
             cloud.uncertain.add(reference_of(request))
@@ -255,6 +284,7 @@ class _Network(httpx.BaseTransport):
         if fault == "no connection":
             raise httpx.ConnectError("no connection")
         if fault == "throttled":
+            world.sleep(slow)
             retry_after = {"Retry-After": "20"} if world.chance(0.5) else {}
             return httpx.Response(429, headers=retry_after)
         if fault == "refused with 5xx":
@@ -277,7 +307,20 @@ class _Network(httpx.BaseTransport):
         if fault == "accepted with 5xx":
             return httpx.Response(500)
         world.sleep(0.02 + 0.2 * world.random.random() + slow)
+        if "means" in response.extensions:
+            # (Who hears it, knows it.)
+            those, what = response.extensions["means"]
+            those.add(what)
         return response
+
+
+def _is_an_answer(error: BotoCoreError | ClientError) -> bool:
+    """Whether a store said no, instead of failing."""
+    return isinstance(error, ClientError) and error.response["Error"]["Code"] in (
+        "ConditionalCheckFailedException",
+        "ResourceNotFoundException",
+        "ValidationException",
+    )
 
 
 def reference_of(request: httpx.Request) -> str:

@@ -62,7 +62,12 @@ def _call(operation: str, arguments: dict[str, Any]) -> str:
 
 def _entry(entry: dict[str, Any]) -> str:
     if "MessageBody" in entry:
-        body = json.loads(entry["MessageBody"])
+        try:
+            body = json.loads(entry["MessageBody"])
+        except ValueError:
+            body = {}
+        if not body.get("payload"):
+            return str(entry["MessageBody"])[:20]
         said = body["payload"].get("status") or body["payload"].get("reference", "")
         return f"{body['kind']} {body['id']} {said}"
     return f"{entry['ReceiptHandle'][:14]} {entry.get('VisibilityTimeout', '')}"

@@ -18,7 +18,7 @@ from greenlet import getcurrent, greenlet
 T = TypeVar("T")
 
 START = 1_790_000_000.0  # unix seconds: when every simulated story begins
-MOST_STEPS = 150_000
+MOST_STEPS = 400_000
 
 
 class Killed(BaseException):

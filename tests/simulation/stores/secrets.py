@@ -32,6 +32,9 @@ class Secrets:
     def put(self, name: str, secret: str | Mapping[str, Any]) -> None:
         self._texts[name] = secret if isinstance(secret, str) else json.dumps(secret)
 
+    def remove(self, name: str) -> None:
+        del self._texts[name]
+
     def get_secret_value(self, *, SecretId: str, **other: Any) -> dict[str, Any]:
         nothing_else("get_secret_value", other)
         if SecretId not in self._texts:
