@@ -231,17 +231,13 @@ def _texts(
     random: Random, kinds: tuple[str, ...], count: int, at: Callable[[int], float]
 ) -> tuple[Text, ...]:
     """Texts of three people to both numbers, in six conversations; `at` says when each comes."""
-    return tuple(
-        Text(
-            f"m{number}",
-            random.choice(kinds),
-            PEOPLE[number % 3],
-            list(NUMBERS)[number % 2],
-            at(number),
-            f"m{number} is the heron awake?",
-        )
-        for number in range(count)
-    )
+    texts = []
+    for number in range(count):
+        kind = random.choice(kinds)
+        words = _WORDS.get(kind, (f"m{number} is the heron awake?",))[0]
+        person, ours = PEOPLE[number % 3], list(NUMBERS)[number % 2]
+        texts.append(Text(f"m{number}", kind, person, ours, at(number), words))
+    return tuple(texts)
 
 
 def _crowd(story: Story, random: Random, start: float) -> Story:
@@ -433,7 +429,7 @@ def _minds(story: Story, random: Random, start: float) -> Story:
     kinds = (outside.STOP, outside.START_AGAIN)
     texts = _texts(random, kinds, 14, lambda _: start + 5 * random.random())
     for text in texts:
-        text.words, text.person = _WORDS[text.kind][0], PEOPLE[0]
+        text.person = PEOPLE[0]
         at = float(int(text.at)) if whole else text.at
         _move(text, 1 if random.random() < 0.8 else 0, at)
     return replace(
@@ -472,8 +468,6 @@ def _half_a_day(story: Story, random: Random, start: float) -> Story:
     what = random.choice(("s3", "dynamodb"))
     kinds = (outside.STOP, outside.PLAIN)
     texts = _texts(random, kinds, 2, lambda _: start + 5.0)
-    for text in texts:
-        _become(text, random.choice(kinds))
     return replace(
         story,
         texts=texts,
