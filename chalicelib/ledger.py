@@ -95,6 +95,12 @@ class Reply:
         """The first part that is not sent; None where there is none."""
         return next((part for part in self.parts or () if part.state != "sent"), None)
 
+    def with_sent(self, part: PartEntry) -> Reply:
+        """As it is when this part was sent: whoever sent the first stored the others with it."""
+        sent = replace(part, state="sent")
+        parts = tuple(sent if one.number == part.number else one for one in self.parts or ())
+        return replace(self, parts=parts, drafted=False)
+
     @property
     def to_be_resumed(self) -> bool:
         """Whether a part waits behind an unknown one that was settled: nobody will send it before

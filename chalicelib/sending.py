@@ -160,8 +160,7 @@ class Sender:
         for part in reply.parts or ():
             if reply.outcome or not self._send(reply, part, lease_until):
                 return
-            # Whoever sent the first part stored the others with it.
-            reply = replace(reply, drafted=False)
+            reply = reply.with_sent(part)
 
     def _provider(self, name: str) -> Provider:
         if name not in self._providers:
