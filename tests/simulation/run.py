@@ -129,7 +129,7 @@ class Simulation:
         self.cloud.frozen = story.frozen
         if story.focus and not calm:
             faults.focus(*story.focus)
-        self.cloud.slowness = story.slowness
+        self.cloud.slowness = dict(story.slowness)
         receiver = Function(self.cloud, "receiver", self._receiver, 10.0)
         processing_ = Function(self.cloud, "processing", self._processing, 60.0, story.overtime)
         sender = Function(self.cloud, "sender", self._sender, 60.0, story.overtime)
@@ -192,6 +192,7 @@ class Simulation:
         world = self.world
         self.cloud.faults.calm_at = world.now
         self.cloud.outages.clear()
+        self.cloud.slowness.clear()
         world.spawn(lambda: self.invariants.asked_for(self.door))
         world.run(world.now + HOURS)
 
