@@ -150,9 +150,7 @@ class Settling:
     def _settled(self, reply: Reply) -> Reply:
         """The reply with no part under way, and none unknown that we will look for again."""
         current = reply.current
-        if reply.outcome or current is None:
-            return reply
-        if current.state != "unknown":
+        if reply.outcome or current is None or current.state != "unknown":
             return reply
         settled = self._look(reply, current) or self._by_policy(reply, current)
         if settled is None:

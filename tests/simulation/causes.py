@@ -65,7 +65,7 @@ class Causes:
         if refused and answer.response["Error"]["Code"] == "ConditionalCheckFailedException":
             _mark(task, "conflict", now)
         if service == "dynamodb":
-            self._reads_consent_before_claims(task, operation, arguments, refused)
+            self._reads_consent_before_claims(task, arguments)
         if service == "secretsmanager":
             name = arguments["SecretId"].rpartition("/")[2]
             self._is_fetched_in_time(task, name)
@@ -160,18 +160,16 @@ class Causes:
             id_ = f"{pk.partition('#')[2]}-{sk.partition('#')[2]}"
             self._items[id_] = new
             process = self._cloud.world.current().process
-            if _current(old or {}) == "unknown" != _current(new):
+            if current_state(old or {}) == "unknown" != current_state(new):
                 self._known[id_] = now
-            if _current(old or {}) == "sending" != _current(new):
+            if current_state(old or {}) == "sending" != current_state(new):
                 self._sent[id_] = now
             waits = "unknown_bucket" in new and "outcome" not in new
-            freed = _current(new) == "waiting" != _current(old or {})
+            freed = current_state(new) == "waiting" != current_state(old or {})
             if waits and freed and process.name.startswith("processing"):
                 self._waiting[id_] = (process, now)
 
-    def _reads_consent_before_claims(
-        self, task: Task, operation: str, arguments: dict[str, Any], refused: bool
-    ) -> None:
+    def _reads_consent_before_claims(self, task: Task, arguments: dict[str, Any]) -> None:
         values = arguments.get("ExpressionAttributeValues", {})
         is_claim = ":lease" in values or (
             ":parts" in values and '"sending"' in json.dumps(values, default=str)
@@ -297,10 +295,9 @@ class Causes:
             ]
             if len(taken) == 1 == len(words) and taken[0].listed_at < began - 1:
                 raise Violation("what can be found is found", reference, (reference,))
-            if not taken and now - float(self._part(reference)["started_at"]) > 400:
-                others = self._out.accepted
-                if not others:
-                    raise Violation("what can be found is found", f"{reference}: not sent")
+            age = now - float(self._part(reference)["started_at"])
+            if not self._out.accepted and age > 400:
+                raise Violation("what can be found is found", f"{reference}: not sent")
 
     def _on_end(self, process: Process, began: float) -> None:
         """An invocation has ended, of itself."""
@@ -361,8 +358,8 @@ def _owner(values: Item) -> str:
     return next(str(owner) for owner in owners if owner)
 
 
-def _current(item: Item) -> str:
-    """The state of the first part that is not sent."""
+def current_state(item: Item) -> str:
+    """The state of the first part that is not sent, "" where all are; from a raw item."""
     parts = sorted(_parts(item).items(), key=lambda one: int(one[0]))
     states = [part["M"]["state"]["S"] for _, part in parts]
     return next((state for state in states if state != "sent"), "")

@@ -12,6 +12,7 @@ from chalicelib.queues import Queues
 from chalicelib.runtime import is_transient
 from chalicelib.settling import Decision, decide
 from chalicelib.table import Table
+from tests.simulation.causes import current_state
 from tests.simulation.functions import Mapping as Source
 from tests.simulation.outside import Outside
 from tests.simulation.runtime import Cloud, SimulatedRuntime
@@ -176,10 +177,8 @@ class Operator:
 
     def _is_left(self, item: dict[str, Any]) -> bool:
         """Whether a part waits, and the reply is listed still: nobody has seen to it."""
-        parts = sorted(item["parts"]["M"].items(), key=lambda one: int(one[0]))
-        states = [part["M"]["state"]["S"] for _, part in parts]
-        following = next((state for state in states if state != "sent"), "")
-        return "outcome" not in item and "unknown_bucket" in item and following == "waiting"
+        listed = "outcome" not in item and "unknown_bucket" in item
+        return listed and current_state(item) == "waiting"
 
     def _unknown(self) -> list[tuple[MessageId, int, int]]:
         """What `spillway unknown list` shows."""

@@ -350,16 +350,19 @@ def _stale_claims(story: Story, random: Random, start: float) -> Story:
 
 def _slow_replies(story: Story, random: Random, start: float) -> Story:
     """One conversation, and a reply API that takes nearly all the time there is."""
-    texts = []
-    for number in range(8):
-        kind = random.choice((outside.PLAIN, outside.LONG, outside.FICKLE))
-        words = f"m{number} is the heron awake?"
-        at, ours = start + 3 * random.random(), next(iter(NUMBERS))
-        texts.append(Text(f"m{number}", kind, PEOPLE[0], ours, at, words))
+    texts = _texts(
+        random,
+        (outside.PLAIN, outside.LONG, outside.FICKLE),
+        8,
+        lambda _: start + 3 * random.random(),
+    )
+    for text in texts:
+        text.person = PEOPLE[0]
+        _move(text, 0, text.at)
     kinds = frozenset({"throttled", "server error", "response lost", "slow"})
     return replace(
         story,
-        texts=tuple(texts),
+        texts=texts,
         slowness={"replies.example.com": 9.9},
         batch=10,
         visibility=random.choice((20, 361)),
