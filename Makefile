@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup run test check simulate mutants fuzz format clean
+.PHONY: help setup run test check simulate mutants fuzz coverage format clean
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
@@ -37,6 +37,11 @@ mutants: setup  ## does the simulation find bugs? it is given some hundreds, one
 
 fuzz: setup  ## the property tests, a hundred times as long
 	@FUZZ_EXAMPLES=100 $(BIN)/python -m pytest tests/fuzz $(ARGS)
+
+coverage: setup  ## which lines and branches of the functions the tests reach
+	@rm -rf build/coverage && mkdir -p build/coverage
+	@$(BIN)/coverage run -m pytest $(ARGS)
+	@$(BIN)/coverage combine -q && $(BIN)/coverage report
 
 format: setup  ## let ruff write the layout
 	@$(BIN)/ruff format .

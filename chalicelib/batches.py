@@ -326,6 +326,8 @@ class Batch:
         """Counts a start, from the second receive on: nearly all messages are received once."""
         if record.receives < 2 or record in self._started:
             return
+        # Also where the write fails: it may have been made, and is to be taken back.
+        self._started[record] = 0
         item = self._table.update(
             _start_key(record),
             "ADD starts :this SET expires_at = :end",

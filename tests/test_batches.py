@@ -495,6 +495,15 @@ def test_a_taking_back_is_tried_three_times(runtime: FakeRuntime) -> None:
         assert starts(runtime) == left
 
 
+def test_a_start_whose_answer_was_lost_is_taken_back(runtime: FakeRuntime) -> None:
+    # GIVEN a message whose start is written each time, and never heard of
+    for receive in range(2, 2 + MOST_STARTS + 1):
+        tapped(runtime).next["update_item"] = iter([Lost(no_answer())])
+        assert handle(runtime, of("a1", receives=receive), Work(runtime)) == ["m0"]
+    # THEN it could not be worked on, and nobody takes it for one that kills
+    assert (starts(runtime), dead(runtime)) == (0, [])
+
+
 def test_what_was_not_begun_writes_nothing(runtime: FakeRuntime) -> None:
     # GIVEN a second receive of messages, of which the second waits for the first
     handle(runtime, of("a1", "a2", receives=2), Work(runtime, a1=Defer("x")))

@@ -79,7 +79,8 @@ class Causes:
         if role == "receiver" and last is None and "parent" not in task.notes and untroubled:
             raise Violation("what is needed is fetched at the start", name)
         fresh = last is None or self._cloud.world.now - last < 500
-        if role == "sender" and "asked" in task.notes and fresh:
+        asked = task.notes.get("asked")
+        if role == "sender" and asked and fresh and task.process.troubled_at < asked:
             raise Violation("nobody is asked in vain", f"without the secret {name}")
 
     def _on_failure(

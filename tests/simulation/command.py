@@ -31,7 +31,6 @@ def main(arguments: list[str] | None = None) -> int:
     began = time.monotonic()
     hits: Counter[tuple[str, str]] = Counter()
     sites: Counter[str] = Counter()
-    seen: Counter[str] = Counter()
     broken: list[tuple[int, str, str]] = []
     steps = 0
     with Progress(
@@ -46,7 +45,6 @@ def main(arguments: list[str] | None = None) -> int:
         for done, some in enumerate(_outcomes(first, count, options.jobs), start=1):
             hits += some.hits
             sites += some.sites
-            seen += some.seen
             steps += some.steps
             broken += some.broken
             progress.update(bar, advance=some.count, description=f"seeds, {len(broken)} violations")
@@ -63,8 +61,6 @@ def main(arguments: list[str] | None = None) -> int:
         f" {seconds:.0f} s ({count / seconds:.1f} seeds a second)",
         soft_wrap=True,
     )
-    for what, number in sorted(seen.items()):
-        console.print(f"{number:8,}  {what}")
     least = options.least or (100 if count >= _LONG else 1)
     _coverage(console, hits, sites, least, options.sites)
     return 1 if broken else 0
@@ -104,7 +100,6 @@ class _Chunk:
         self.count = len(outcomes)
         self.hits: Counter[tuple[str, str]] = Counter()
         self.sites: Counter[str] = Counter()
-        self.seen: Counter[str] = Counter()
         self.steps = sum(one.steps for one in outcomes)
         self.broken = [
             (one.seed, violation.invariant, violation.text)
@@ -114,7 +109,6 @@ class _Chunk:
         for one in outcomes:
             self.hits += one.hits
             self.sites += one.sites
-            self.seen += one.seen
 
 
 def _play(seeds: range) -> _Chunk:

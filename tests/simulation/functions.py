@@ -276,8 +276,10 @@ class Mapping:
                     self.bad_ends[record["body"]] -= 1
             self._delete(done)
         elif not self._reporting and invocation.error is not None:
+            undeleted = self._undeleted(ids)
             for record in records:
-                self.bad_ends[record["body"]] -= 1
+                # (What is done and could not be deleted looks like what never ends.)
+                self.bad_ends[record["body"]] -= record["messageId"] not in undeleted
         world.wake(self.task)
 
     def _come_back(self, records: list[dict[str, Any]], left: set[str]) -> None:
@@ -294,6 +296,16 @@ class Mapping:
                 continue  # it took longer than its visibility: SQS refused what it said
             if message.visible_at == message.receipt.received_at + self._visibility:
                 raise Violation("what is deferred comes back when it is due", message.id)
+
+    def _undeleted(self, ids: list[str]) -> set[str]:
+        """What is neither gone nor hidden anew after a batch without report."""
+        return {
+            message.id
+            for message in self._sqs.messages(self._queue)
+            if message.id in ids
+            and message.receipt is not None
+            and message.visible_at == message.receipt.received_at + self._visibility
+        }
 
     def _left(self, value: Any) -> set[str]:
         if not self._reporting:

@@ -272,7 +272,7 @@ class Outside:
     def rotate(self) -> None:
         """Twilio's token is changed, in the vault and then at Twilio."""
         self.world.note("operator", "changes Twilio's token")
-        new = "a newer token of the tests"
+        new = f"the tests' token of {self.world.now}"
         secret = {**SECRETS["twilio"], "auth_tokens": [new]}
         self.cloud.stores["secretsmanager"].put("spillway/test/twilio", secret)
         self.token, self.rotated_at = new, self.world.now

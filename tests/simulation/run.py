@@ -21,7 +21,7 @@ from chalicelib.replies import Replies
 from chalicelib.sending import Sender
 from tests.fakes import SECRETS, settings
 from tests.signing import TelnyxKey
-from tests.simulation import story as stories
+from tests.simulation import plots
 from tests.simulation.causes import Causes
 from tests.simulation.faults import Faults
 from tests.simulation.functions import Function, Invocation, Mapping
@@ -61,7 +61,6 @@ class Outcome:
     violations: list[Violation] = field(default_factory=list)
     hits: Counter[tuple[str, str]] = field(default_factory=Counter)
     sites: Counter[str] = field(default_factory=Counter)
-    seen: Counter[str] = field(default_factory=Counter)
     steps: int = 0
     world: World | None = None
     names: dict[str, str] = field(default_factory=dict)
@@ -93,7 +92,6 @@ def run_seed(seed: int) -> Outcome:
             outcome.violations.append(Violation("no bug", event))
         outcome.hits = simulation.cloud.faults.hits
         outcome.sites = simulation.cloud.faults.sites
-        outcome.seen = simulation.seen()
         outcome.steps = world.steps
         outcome.world = world
         outcome.names = simulation.names()
@@ -107,7 +105,7 @@ class Simulation:
         self.world = world = World(seed)
         calm = world.chance(0.1)
         faults = Faults(world, none=calm)
-        self.story = story = stories.write(world.random, START, calm=calm)
+        self.story = story = plots.write(world.random, START, calm=calm)
         reorder = world.random.choice((0.0, 0.0, 0.5))
         self.sqs = Sqs(lambda: world.now, world.random, reorder=reorder)
         for name, fifo in QUEUES.items():
@@ -169,8 +167,8 @@ class Simulation:
         for at in story.without[1:] if story.without else ():
             for function in (processing_, sender):
                 world.spawn(function.renew, after=at - START)
-        if story.rotation is not None:
-            world.spawn(self.outside.rotate, after=story.rotation - START)
+        for at in story.rotations:
+            world.spawn(self.outside.rotate, after=at - START)
         for at in story.garbage:
             world.spawn(self.operator.litter, after=at - START)
         for at in story.knocks:
@@ -222,9 +220,6 @@ class Simulation:
             *self.door.surprises,
             *(error for mapping in self.mappings.values() for error in mapping.surprises),
         ]
-
-    def seen(self) -> Counter[str]:
-        return Counter()
 
     def names(self) -> dict[str, str]:
         """What the hashes stand for, to make a trace readable."""

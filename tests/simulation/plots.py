@@ -1,0 +1,433 @@
+"""Plots: what has to come together for some mishaps, which chance alone seldom brings about.
+
+Each takes a story of chance and turns it to its purpose; what happens in it is still drawn by the
+seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from random import Random
+
+from tests.simulation import outside
+from tests.simulation.outside import HOURS, NUMBERS, Text
+from tests.simulation.story import HOSTS, PEOPLE, REJECTIONS, WORDS, Story, by_chance
+
+_PLOTTED = 0.75  # of the seeds that are not calm
+_BOUND = (outside.GROUP, outside.NAMELESS, outside.UNREADABLE)
+_SENDING = ("sender: twilio.send", "sender: telnyx.send")
+
+
+def _become(text: Text, kind: str) -> None:
+    """This text is one of that kind, and nothing is wrong with it."""
+    if text.kind not in (*_BOUND, kind):
+        text.kind, text.words = kind, WORDS.get(kind, (f"{text.name} is the heron awake?",))[0]
+        if text.person not in PEOPLE:
+            text.person = PEOPLE[0]
+    text.poison, text.rejected = False, ""
+    text.move(text.ours, text.at)
+
+
+def _move(text: Text, number: int, at: float) -> None:
+    """To Twilio's number (0) or Telnyx's (1), if that can be."""
+    text.move(text.ours if text.kind in _BOUND else list(NUMBERS)[number], at)
+
+
+def _texts(
+    random: Random, kinds: tuple[str, ...], count: int, at: Callable[[int], float]
+) -> tuple[Text, ...]:
+    """Texts of three people to both numbers, in six conversations; `at` says when each comes."""
+    texts = []
+    for number in range(count):
+        kind = random.choice(kinds)
+        words = WORDS.get(kind, (f"m{number} is the heron awake?",))[0]
+        person, ours = PEOPLE[number % 3], list(NUMBERS)[number % 2]
+        texts.append(Text(f"m{number}", kind, person, ours, at(number), words))
+    return tuple(texts)
+
+
+def _crowd(story: Story, random: Random, start: float) -> Story:
+    """Several functions have the same message, everybody whom they ask is slow, and the reply API
+    never says the same."""
+    kinds = (outside.FICKLE, outside.FICKLE, outside.LONG, outside.OUTGOING)
+    texts = _texts(random, kinds, 7, lambda _: start + 60 * random.random())
+    return replace(
+        story,
+        texts=texts,
+        trouble=0.8,
+        soon=random.choice((1.0, 4.0)),
+        senders=4,
+        batch=1,
+        slowness={host: random.choice((1.0, 9.0)) for host in HOSTS},
+        reply_max_age=random.choice((900, 60, 25, 15)),
+        own_code=False,
+        without=None,
+        outages={},
+    )
+
+
+def _interrupted(story: Story, random: Random, start: float) -> Story:
+    """Somebody says STOP while a long answer to them is under way, in more hands than one."""
+    for number, text in enumerate(story.texts):
+        _become(text, outside.STOP if number % 3 == 2 else outside.LONG)
+        later = 3 + 3 * random.random() if text.kind == outside.STOP else 0.0
+        text.move(text.ours, start + later + random.random())
+    return replace(
+        story,
+        trouble=0.6,
+        soon=6.0,
+        senders=4,
+        batch=1,
+        own_code=False,
+        focus=(("consent.opted_out",), frozenset({"slow"}), 0.6),
+    )
+
+
+def _asleep(story: Story, random: Random, start: float) -> Story:
+    """The owner of a claim stands still, and wakes when everybody has given it up."""
+    kinds = (outside.PLAIN, outside.OUTGOING)
+    texts = _texts(random, kinds, 9, lambda _: start + 200 * random.random())
+    site = random.choice(("ledger.sent", "ledger.put_back"))
+    return replace(
+        story,
+        texts=texts,
+        trouble=0.0,
+        outages={},
+        overtime=40.0,
+        frozen=80.0,
+        focus=((site, *_SENDING), frozenset({"frozen", "no connection"}), 0.5),
+        visibility=75,
+        senders=4,
+        prompt=1.0,
+        prompt_after=4.0,
+        says=("give_up",),
+        receipts_fail=1.0,
+        own_code=False,
+    )
+
+
+def _late_news(story: Story, random: Random, start: float) -> Story:
+    """Providers take longer than we wait, and their receipts come after somebody has decided."""
+    kinds = (outside.PLAIN, outside.OUTGOING)
+    texts = _texts(random, kinds, 9, lambda _: start + 60 * random.random())
+    twilio = random.random() < 0.5
+    for text in texts:
+        _move(text, 0 if twilio else list(NUMBERS).index(text.ours), text.at)
+        text.rejected = random.choice(("", *REJECTIONS[text.provider]))
+        text.rejected_from = 2
+    slow = random.choice((8.0, 14.0))
+    site, kind = random.choice(
+        (
+            (_SENDING, "response lost"),
+            (_SENDING, "throttled"),
+            (("person: ledger._settle",), "frozen"),
+            (("person: ledger._settle",), "frozen"),
+        )
+    )
+    return replace(
+        story,
+        texts=texts,
+        robot="",
+        outages={},
+        trouble=0.0,
+        slowness={host: slow for host in HOSTS if host.startswith("api.")},
+        prompt=1.0,
+        prompt_after=8.0,
+        says=("resend",),
+        receipts_from=slow if kind != "frozen" else 100.0,
+        receipts_after=8.0,
+        senders=4,
+        receipts_fail=0.0,
+        frozen=15.0,
+        resend=random.random() < 0.3,
+        own_code=False,
+        focus=(site, frozenset({kind}), 0.4),
+    )
+
+
+def _stale_claims(story: Story, random: Random, start: float) -> Story:
+    """Claims come late, while providers cannot be reached and have us come again."""
+    kinds = (outside.PLAIN, outside.OUTGOING)
+    texts = _texts(random, kinds, 9, lambda _: start + 200 * random.random())
+    faults = frozenset({"arrives late", "no connection"})
+    focus = (("ledger.claim", *_SENDING), faults, 0.5)
+    return replace(story, texts=texts, outages={}, own_code=False, without=None, focus=focus)
+
+
+def _slow_replies(story: Story, random: Random, start: float) -> Story:
+    """One conversation, and a reply API that takes nearly all the time there is."""
+    texts = _texts(
+        random,
+        (outside.PLAIN, outside.LONG, outside.FICKLE),
+        8,
+        lambda _: start + 3 * random.random(),
+    )
+    for text in texts:
+        text.person = PEOPLE[0]
+        _move(text, 0, text.at)
+    kinds = frozenset({"throttled", "server error", "response lost", "slow"})
+    return replace(
+        story,
+        texts=texts,
+        slowness={"replies.example.com": 9.9},
+        batch=10,
+        visibility=random.choice((20, 361)),
+        trouble=random.choice((0.0, 0.3)),
+        senders=4,
+        own_code=False,
+        outages={},
+        without=None,
+        reply_max_age=900,
+        focus=(("store_words",), kinds, 0.6),
+    )
+
+
+def _poisoned(story: Story, random: Random, start: float) -> Story:
+    """One text kills, and all the others are in its company."""
+    texts = _texts(random, (outside.PLAIN,), 6, lambda _: start + 0.3 * random.random())
+    texts[random.randrange(6)].poison = True
+    return replace(
+        story,
+        texts=texts,
+        batch=10,
+        senders=1,
+        visibility=random.choice((75, 361)),
+        own_code=False,
+        without=None,
+        secret_lost=None,
+        reply_max_age=36_000,
+        lookups=random.random() < 0.5,
+        outages={},
+    )
+
+
+def _silence(story: Story, random: Random, start: float) -> Story:
+    """Answers are lost, no receipt comes, and whoever looks is refused, or lacks the secret."""
+    turn = random.choice(("refused", "refused", "mismatch", "secret lost"))
+    kind = "response lost" if turn == "mismatch" else "lost on the way"
+    kinds = (outside.PLAIN, outside.OUTGOING)
+    texts = _texts(random, kinds, 8, lambda _: start + 10 * random.random())
+    for text in texts:
+        _move(text, 1, text.at)
+        if turn == "refused":
+            text.rejected = random.choice((*REJECTIONS["telnyx"], outside.OPTED_OUT_CODES[1]))
+    return replace(
+        story,
+        texts=texts,
+        trouble=0.0,
+        robot="",
+        receipts_fail=1.0,
+        mismatches=0.8 if turn == "mismatch" else 0.0,
+        focus=(_SENDING, frozenset({kind}), 0.8),
+        secret_lost=("telnyx", start + 100.0) if turn == "secret lost" else None,
+        reply_max_age=60 if turn == "secret lost" else 900,
+        prompt=0.0,
+        decisions=(),
+        own_code=False,
+        without=None,
+        outages={},
+        overtime=0.0,
+    )
+
+
+def _minds(story: Story, random: Random, start: float) -> Story:
+    """Somebody changes their mind, several times within seconds, and the table is slow."""
+    whole = random.random() < 0.6
+    kinds = (outside.STOP, outside.START_AGAIN)
+    texts = _texts(random, kinds, 14, lambda _: start + 5 * random.random())
+    for text in texts:
+        text.person = PEOPLE[0]
+        at = float(int(text.at)) if whole else text.at
+        _move(text, 1 if random.random() < 0.8 else 0, at)
+    return replace(
+        story,
+        texts=texts,
+        senders=4,
+        batch=random.choice((1, 5)),
+        focus=(("consent.record",), frozenset({"slow"}), 0.5),
+        own_code=False,
+        without=None,
+        secret_lost=None,
+        outages={},
+    )
+
+
+def _second_thoughts(story: Story, random: Random, start: float) -> Story:
+    """Somebody says STOP, later START, and the provider tells of both once more, while what they
+    said first still waits for a look-up."""
+    for number, text in enumerate(story.texts):
+        _become(text, outside.START_AGAIN if number % 2 else outside.STOP)
+        if text.kind not in _BOUND:
+            text.person = PEOPLE[0]
+        _move(text, 0, start + 40.0 * number)
+    return replace(
+        story,
+        doubles=0.8,
+        own_code=False,
+        lookups=True,
+        outages={"lookups.example.com": [(start, start + 600.0)]},
+        end=max(story.end, start + 700),
+    )
+
+
+def _half_a_day(story: Story, random: Random, start: float) -> Story:
+    """A store is down for longer than anything is waited for."""
+    what = random.choice(("s3", "dynamodb"))
+    kinds = (outside.STOP, outside.PLAIN)
+    texts = _texts(random, kinds, 2, lambda _: start + 5.0)
+    return replace(
+        story,
+        texts=texts,
+        outages={what: [(start + 5.0, start + 14 * HOURS)]},
+        lookup_max_age=random.choice((30, 43_200)),
+        robot="",
+        own_code=False,
+        focus=None,
+        end=start + 14 * HOURS + 600,
+    )
+
+
+def _outage(story: Story, random: Random, start: float) -> Story:
+    """Nobody can be sent anything for a while; many find that out at once, and some write later,
+    two at a time."""
+    end = start + random.choice((200.0, 500.0))
+    kinds = (outside.PLAIN, outside.PLAIN, outside.OUTGOING)
+    texts = _texts(
+        random,
+        kinds,
+        12,
+        lambda n: start + (3 * random.random() if n < 6 else 30 * (n // 2)),
+    )
+    ours = random.choice((0, 1))
+    for text in texts:
+        _move(text, ours, text.at)
+    return replace(
+        story,
+        texts=texts,
+        outages={host: [(start, end)] for host in HOSTS if host.startswith("api.")},
+        senders=1,
+        batch=10,
+        own_code=False,
+        without=None,
+        secret_lost=None,
+        reply_max_age=900,
+        end=max(story.end, end + 60),
+    )
+
+
+def _regular(story: Story, random: Random, start: float) -> Story:
+    """Two people who write all day, now and then faster than they may be answered."""
+    at, times = start, []
+    for _ in range(9):
+        times.append(at)
+        at += random.choice((1.0, 640.0, 640.0, 640.0))
+    texts = _texts(random, (outside.PLAIN,), 9, lambda number: times[number])
+    for text in texts:
+        text.person = PEOPLE[0] if random.random() < 0.8 else PEOPLE[1]
+        _move(text, 0, text.at)
+        if random.random() < 0.1:
+            text.rejected = random.choice(REJECTIONS["twilio"][::2])
+    return replace(
+        story,
+        texts=texts,
+        loop_limit=random.choice((1, 1, 2)),
+        robot="",
+        outages={},
+        own_code=False,
+        without=None,
+        secret_lost=None,
+        reply_max_age=900,
+        focus=None,
+        end=max(story.end, at + 60),
+    )
+
+
+def _rotated(story: Story, random: Random, start: float) -> Story:
+    """Twilio's token is changed again and again while some send, and others look for what was
+    lost."""
+    kinds = (outside.PLAIN, outside.OUTGOING)
+    texts = _texts(random, kinds, 14, lambda n: start + 40 * n + 20 * random.random())
+    for text in texts:
+        _move(text, 0, text.at)
+    return replace(
+        story,
+        texts=texts,
+        robot="",
+        trouble=0.0,
+        outages={},
+        receipts_fail=1.0,
+        rotations=tuple(start + 70 * n + 40 * random.random() for n in range(1, 12)),
+        senders=1,
+        prompt=0.0,
+        decisions=(),
+        own_code=False,
+        without=None,
+        secret_lost=None,
+        focus=(_SENDING, frozenset({"lost on the way"}), 0.3),
+        end=max(story.end, start + 900),
+    )
+
+
+def _unreported(story: Story, random: Random, start: float) -> Story:
+    """Nobody takes partial reports, of batches in which some is done and some is not."""
+    kinds = (outside.PLAIN, outside.PLAIN, outside.PLAIN, outside.UNREADABLE)
+    texts = _texts(random, kinds, 12, lambda number: start + 20 * (number // 6) + random.random())
+    for text in texts:
+        if random.random() < 0.3:
+            text.rejected = random.choice(REJECTIONS[text.provider][::2])
+    return replace(
+        story,
+        texts=texts,
+        reporting=False,
+        lookups=True,
+        batch=10,
+        senders=1,
+        outages={},
+        own_code=False,
+        without=None,
+        secret_lost=None,
+        focus=(("lookups.", "replies."), frozenset({"refused with 5xx"}), 0.4),
+    )
+
+
+_PLOTS = (
+    *(_regular,) * 5,
+    *(_rotated,) * 5,
+    *(_unreported,) * 3,
+    *(_crowd,) * 3,
+    *(_interrupted,) * 3,
+    *(_asleep,) * 3,
+    *(_late_news,) * 4,
+    *(_stale_claims,) * 2,
+    *(_slow_replies,) * 4,
+    *(_poisoned,) * 2,
+    *(_silence,) * 3,
+    *(_minds,) * 3,
+    *(_second_thoughts,) * 2,
+    *(_outage,) * 2,
+    _half_a_day,
+)
+
+
+def write(random: Random, start: float, *, calm: bool = False) -> Story:
+    """The story of a seed."""
+    story = by_chance(random, start)
+    if not calm:
+        plot = random.choice(_PLOTS) if random.random() < _PLOTTED else None
+        return plot(story, random, start) if plot else story
+    return replace(
+        story,
+        texts=tuple(text for text in story.texts if not text.poison),
+        outages={},
+        trouble=0.0,
+        redrives=(),
+        garbage=(),
+        overtime=0.0,
+        slowness={},
+        rotations=(),
+        without=None,
+        secret_lost=None,
+        reply_max_age=900,
+        calm=True,
+    )
