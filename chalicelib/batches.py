@@ -130,6 +130,7 @@ class Batch:
         # take a minute, and a wait begins when its reason does.
         self._hidden: dict[Record, float] = {}
         self._started: dict[Record, int] = {}
+        self._suspected: dict[Record, bool] = {}
         self._begun = False
 
     def remaining(self) -> float:
@@ -338,19 +339,28 @@ class Batch:
             raise GiveUp("never_ended")
 
     def _suspects(self, records: Sequence[Record]) -> set[Record]:
-        """Those that may have taken a whole invocation with them before."""
-        again = [record for record in records if record.receives > SUSPECT_STARTS]
-        if not again:
-            return set()
-        try:
-            found = self._table.get_many([_start_key(record) for record in again])
-        except Exception as error:
-            log("WARNING", "suspects_not_read", count=len(again), error=error)
-            return set(again)
-        return {
+        """Those that may have taken a whole invocation with them before.
+
+        Each is judged once: its start in this invocation must not make it one at its second step.
+        """
+        unjudged = [
             record
-            for record in again
-            if len(found.get(_start_key(record), {}).get("starts", ())) >= SUSPECT_STARTS
+            for record in records
+            if record.receives > SUSPECT_STARTS and record not in self._suspected
+        ]
+        if unjudged:
+            self._suspected.update(self._judged(unjudged))
+        return {record for record in records if self._suspected.get(record)}
+
+    def _judged(self, records: Sequence[Record]) -> dict[Record, bool]:
+        try:
+            found = self._table.get_many([_start_key(record) for record in records])
+        except Exception as error:
+            log("WARNING", "suspects_not_read", count=len(records), error=error)
+            return dict.fromkeys(records, True)
+        return {
+            record: len(found.get(_start_key(record), {}).get("starts", ())) >= SUSPECT_STARTS
+            for record in records
         }
 
     def _wait(self, records: Sequence[Record], seconds: float) -> None:

@@ -565,6 +565,20 @@ def test_one_suspect_at_a_time(runtime: FakeRuntime) -> None:
     assert set(work.done) == {"a1", "b1", "c1", "d1", "f1"}
 
 
+def test_a_start_makes_no_suspect_at_the_second_step(runtime: FakeRuntime) -> None:
+    # GIVEN two messages for which this is the third start
+    begin(runtime, SUSPECT_STARTS - 1, "a1")
+    begin(runtime, SUSPECT_STARTS - 1, "a1", "b1")
+    one = batch(runtime, of("a1", "b1", receives=SUSPECT_STARTS + 1))
+    # WHEN both have ended the first step of it
+    done = one.each(Work(runtime), needs=10)
+    # THEN neither is put off at the second
+    work = Work(runtime)
+    one.each(work, list(done), needs=10)
+    assert work.done == ["a1", "b1"]
+    assert reported(one.finish()) == []
+
+
 def test_a_function_that_never_has_the_time_does_not_spin(
     runtime: FakeRuntime, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -796,6 +796,25 @@ def test_it_is_not_sent_again_and_again(build: Build) -> None:
     assert world.part().state == "unknown"
 
 
+def test_what_was_sent_again_is_looked_for_from_its_first_attempt_on(build: Build) -> None:
+    # GIVEN a part that was sent again blindly, and is unknown again
+    world = build(UNKNOWN_SENDS="resend")
+    world.unknown(kind="outgoing")
+    world.runtime.clock += LISTED_AFTER
+    world.settle()
+    again = world.ledger.claim(
+        world.reply(), world.part(), owner="me", lease_until=world.runtime.clock + 65
+    )
+    world.ledger.unknown(world.reply(), again, reason="read_timeout")
+    # WHEN the provider has the first copy after all
+    world.carrier.next = iter([Sent("SM-first")])
+    world.runtime.clock += LISTED_AFTER
+    world.settle()
+    # THEN it is found, and goes out no third time
+    assert [asked.started_at for asked in world.carrier.asked] == [NOW, NOW]
+    assert (world.part().state, world.part().provider_id) == ("sent", "SM-first")
+
+
 def test_evidence_comes_before_the_policy(build: Build) -> None:
     world = build(UNKNOWN_SENDS="resend")
     world.unknown()

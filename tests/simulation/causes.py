@@ -127,9 +127,8 @@ class Causes:
     def _is_repeatable(self, task: Task, reference: str) -> None:
         if not task.process.name.startswith("processing"):
             return
-        process, at, _ = self._repeats.get(
-            (reference, self._part(reference)["attempt"]), (task.process, 0.0, 0)
-        )
+        attempt = task.notes["repeated"] = self._part(reference)["attempt"]
+        process, at, _ = self._repeats.get((reference, attempt), (task.process, 0.0, 0))
         seen = _root(task).notes["began"] > at + 3
         if at and seen and not process.dead and process.troubled_at < at - 1:
             raise Violation("what was refused is not repeated", reference, (reference,))
@@ -146,8 +145,7 @@ class Causes:
             self._refused[task.process] = now
         repeated = request.method == "POST" and task.process.name.startswith("processing")
         if status in (400, 422) and host in _PROVIDERS and repeated:
-            attempt = self._part(reference)["attempt"]
-            self._repeats[reference, attempt] = (task.process, now, status)
+            self._repeats[reference, task.notes["repeated"]] = (task.process, now, status)
 
     def _on_change(self, key: tuple[str, str], old: Item | None, new: Item | None) -> None:
         pk, sk = key
@@ -308,6 +306,8 @@ class Causes:
                 continue
             id_ = reference.rpartition("-")[0]
             part, text = self._part(reference), self._out.texts[id_]
+            if self._items[id_].get("outcome", {}).get("S") == "failed: given_up":
+                continue  # somebody was faster
             # Who opted out may have done so since; a number that is none was none before.
             ends = text.rejected in INVALID_CODES
             if part["attempt"] == attempt and part["state"] == ("unknown" if ends else "failed"):

@@ -14,7 +14,7 @@ from tests.simulation import outside
 from tests.simulation.outside import HOURS, NUMBERS, Text
 from tests.simulation.story import HOSTS, PEOPLE, REJECTIONS, WORDS, Story, by_chance
 
-_PLOTTED = 0.75  # of the seeds that are not calm
+_PLOTTED = 0.85  # of the seeds that are not calm
 _BOUND = (outside.GROUP, outside.NAMELESS, outside.UNREADABLE)
 _SENDING = ("sender: twilio.send", "sender: telnyx.send")
 
@@ -392,9 +392,9 @@ def _unreported(story: Story, random: Random, start: float) -> Story:
 
 
 _PLOTS = (
-    *(_regular,) * 5,
-    *(_rotated,) * 5,
-    *(_unreported,) * 3,
+    *(_regular,) * 3,
+    *(_rotated,) * 4,
+    *(_unreported,) * 2,
     *(_crowd,) * 3,
     *(_interrupted,) * 3,
     *(_asleep,) * 3,
@@ -402,7 +402,7 @@ _PLOTS = (
     *(_stale_claims,) * 2,
     *(_slow_replies,) * 4,
     *(_poisoned,) * 2,
-    *(_silence,) * 3,
+    *(_silence,) * 5,
     *(_minds,) * 3,
     *(_second_thoughts,) * 2,
     *(_outage,) * 2,
