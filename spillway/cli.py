@@ -8,6 +8,7 @@ from __future__ import annotations
 import typer
 from rich.console import Console
 
+from spillway.deploy.command import deploy, destroy
 from spillway.local.command import run
 from spillway.problem import Problem
 from spillway.traffic.burst import burst
@@ -34,6 +35,8 @@ def spillway() -> None:
 app.command()(run)
 app.command()(text)
 app.command()(burst)
+app.command()(deploy)
+app.command()(destroy)
 
 
 def main() -> None:

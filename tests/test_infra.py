@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -23,8 +22,8 @@ from typing import Any
 import pytest
 from cfnlint.decode import decode
 
-from spillway.local import emulator as ministack
-from spillway.local.aws import client
+from spillway.aws import of_emulator
+from tests import emulated
 
 PROJECT = Path(__file__).parent.parent
 DATA = PROJECT / "infra" / "data.yaml"
@@ -77,7 +76,7 @@ def test_nothing_that_holds_data_goes_with_its_stack() -> None:
     assert {
         name: (resource.get("DeletionPolicy"), resource.get("UpdateReplacePolicy"))
         for name, resource in TEMPLATE["Resources"].items()
-    } == dict.fromkeys(TEMPLATE["Resources"], ("Retain", "Retain"))
+    } == dict.fromkeys(TEMPLATE["Resources"], ("RetainExceptOnCreate", "Retain"))
 
 
 @pytest.mark.parametrize(
@@ -232,41 +231,20 @@ def test_a_function_may_do_what_it_does_and_nothing_else(
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A MiniStack of our own on a free port, with the data stack of stage `local` in it."""
-    folder = tmp_path_factory.mktemp("emulator")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    environment = {
-        **ministack.environment(port, folder, os.environ),
-        # The Lambda functions that it runs see the environment that it has.
-        **aws_environment(url),
+    variables = {
         # Its events do not say under which domain name a request came.
-        "PUBLIC_URL": url,
+        "PUBLIC_URL": "https://sms.example.com",
         "PROVIDERS": "twilio,telnyx",
         "NUMBERS": "+14155550123=twilio",
         "CREDENTIAL_HASHES": json.dumps({"api": ["0" * 64]}),
     }
-    with (folder / "emulator.log").open("w") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "spillway.local.emulator"],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            cwd=PROJECT,
-        )
-        try:
-            wait_for(f"{url}{ministack.HEALTH}")
-            create_stack(url, STACK, DATA.read_text(), Stage="local", DeletionProtection="false")
-            for name, secret in SECRETS.items():
-                client("secretsmanager", url).create_secret(
-                    Name=f"spillway/local/{name}", SecretString=json.dumps(secret)
-                )
-            yield url
-        finally:
-            child.terminate()
-            child.communicate(timeout=20)
+    with emulated.ministack(tmp_path_factory.mktemp("emulator"), variables) as url:
+        create_stack(url, STACK, DATA.read_text(), Stage="local", DeletionProtection="false")
+        for name, secret in SECRETS.items():
+            of_emulator(url).client("secretsmanager").create_secret(
+                Name=f"spillway/local/{name}", SecretString=json.dumps(secret)
+            )
+        yield url
 
 
 # The receiver fetches them when it starts.
@@ -277,30 +255,8 @@ SECRETS = {
 }
 
 
-def aws_environment(url: str) -> dict[str, str]:
-    return {
-        "AWS_ENDPOINT_URL": url,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": REGION,
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-    }
-
-
-def wait_for(url: str, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except OSError:
-            assert time.monotonic() < deadline, f"nothing answers after {seconds} s"
-            time.sleep(0.1)
-
-
 def create_stack(endpoint: str, name: str, template: str, **parameters: str) -> None:
-    cloudformation = client("cloudformation", endpoint)
+    cloudformation = of_emulator(endpoint).client("cloudformation")
     cloudformation.create_stack(
         StackName=name,
         TemplateBody=template,
@@ -319,7 +275,9 @@ def create_stack(endpoint: str, name: str, template: str, **parameters: str) -> 
 
 
 def outputs(endpoint: str) -> dict[str, str]:
-    stacks = client("cloudformation", endpoint).describe_stacks(StackName=STACK)["Stacks"]
+    stacks = (
+        of_emulator(endpoint).client("cloudformation").describe_stacks(StackName=STACK)["Stacks"]
+    )
     return {output["OutputKey"]: output["OutputValue"] for output in stacks[0]["Outputs"]}
 
 
@@ -367,7 +325,7 @@ def test_a_queue_and_its_dead_letter_queue_know_each_other(
 
 
 def attributes(endpoint: str, queue: str) -> dict[str, str]:
-    sqs = client("sqs", endpoint)
+    sqs = of_emulator(endpoint).client("sqs")
     url = sqs.get_queue_url(QueueName=f"spillway-local-{queue}")["QueueUrl"]
     found: dict[str, str] = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])[
         "Attributes"
@@ -376,7 +334,9 @@ def attributes(endpoint: str, queue: str) -> dict[str, str]:
 
 
 def test_the_table(endpoint: str) -> None:
-    table = client("dynamodb", endpoint).describe_table(TableName="spillway-local")["Table"]
+    table = (
+        of_emulator(endpoint).client("dynamodb").describe_table(TableName="spillway-local")["Table"]
+    )
     assert table["BillingModeSummary"]["BillingMode"] == "PAY_PER_REQUEST"
     assert table["DeletionProtectionEnabled"] is False
     assert table["KeySchema"] == [
@@ -401,7 +361,7 @@ def test_the_table(endpoint: str) -> None:
 
 
 def test_the_bucket_is_encrypted_and_private(endpoint: str) -> None:
-    s3 = client("s3", endpoint)
+    s3 = of_emulator(endpoint).client("s3")
     (encryption,) = s3.get_bucket_encryption(Bucket=ARCHIVE)["ServerSideEncryptionConfiguration"][
         "Rules"
     ]
@@ -415,7 +375,7 @@ def test_the_bucket_is_encrypted_and_private(endpoint: str) -> None:
 
 
 def test_the_bucket_refuses_plain_http_but_on_the_emulator(endpoint: str) -> None:
-    s3 = client("s3", endpoint)
+    s3 = of_emulator(endpoint).client("s3")
     (statement,) = json.loads(s3.get_bucket_policy(Bucket=ARCHIVE)["Policy"])["Statement"]
     assert statement["Effect"] == "Deny"
     assert statement["Principal"] == "*"
@@ -430,6 +390,7 @@ def test_the_outputs_name_what_the_stack_made(endpoint: str) -> None:
     found = outputs(endpoint)
     assert found.pop("TableName") == "spillway-local"
     assert found.pop("ArchiveBucketName") == ARCHIVE
+    assert found.pop("CodeBucketName") == ARCHIVE.replace("-archive-", "-code-")
     assert {name: url.rsplit("/", 1)[1] for name, url in found.items()} == {
         "ProcessingQueueUrl": "spillway-local-processing",
         "ProcessingDeadLetterQueueUrl": "spillway-local-processing-dlq",
@@ -459,7 +420,7 @@ def chalice(project: Path, endpoint: str, *arguments: str) -> None:
     done = subprocess.run(
         [Path(sys.executable).with_name("chalice"), *arguments, "--stage", "local"],
         cwd=project,
-        env={**kept, **aws_environment(endpoint), "PYTHONDONTWRITEBYTECODE": "1"},
+        env={**kept, **emulated.environment(endpoint), "PYTHONDONTWRITEBYTECODE": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -472,16 +433,18 @@ def chalice(project: Path, endpoint: str, *arguments: str) -> None:
 def packaged_api(endpoint: str, project: Path) -> str:
     """The base URL of the API, deployed as `chalice package` packs it."""
     chalice(project, endpoint, "package", "out")
-    s3 = client("s3", endpoint)
+    s3 = of_emulator(endpoint).client("s3")
     s3.create_bucket(Bucket="code")
     s3.upload_file(str(project / "out" / "deployment.zip"), "code", "deployment.zip")
     # As `aws cloudformation package` does it.
     template = (project / "out" / "sam.json").read_text()
     template = template.replace('"./deployment.zip"', '"s3://code/deployment.zip"')
     create_stack(endpoint, "spillway-local", template)
-    (stack,) = client("cloudformation", endpoint).describe_stacks(StackName="spillway-local")[
-        "Stacks"
-    ]
+    (stack,) = (
+        of_emulator(endpoint)
+        .client("cloudformation")
+        .describe_stacks(StackName="spillway-local")["Stacks"]
+    )
     (api,) = (o["OutputValue"] for o in stack["Outputs"] if o["OutputKey"] == "RestAPIId")
     return f"{endpoint}/_aws/execute-api/{api}/api"
 
@@ -520,7 +483,7 @@ def test_chalice_deploy(endpoint: str, project: Path) -> None:
     chalice(project, endpoint, "deploy")
     functions = {
         function["FunctionName"]: (function["MemorySize"], function["Timeout"])
-        for function in client("lambda", endpoint).list_functions()["Functions"]
+        for function in of_emulator(endpoint).client("lambda").list_functions()["Functions"]
     }
     assert (
         functions.items()
@@ -535,9 +498,9 @@ def test_chalice_deploy(endpoint: str, project: Path) -> None:
         (mapping["EventSourceArn"].split(":")[-1], mapping["FunctionArn"].split(":")[-1]): mapping[
             "BatchSize"
         ]
-        for mapping in client("lambda", endpoint).list_event_source_mappings()[
-            "EventSourceMappings"
-        ]
+        for mapping in of_emulator(endpoint)
+        .client("lambda")
+        .list_event_source_mappings()["EventSourceMappings"]
     }
     assert (
         mapped.items()
@@ -546,7 +509,7 @@ def test_chalice_deploy(endpoint: str, project: Path) -> None:
             ("spillway-local-outbound.fifo", "spillway-local-send"): 10,
         }.items()
     )
-    iam = client("iam", endpoint)
+    iam = of_emulator(endpoint).client("iam")
     for function in FUNCTIONS:
         role = f"spillway-local-{function}"
         (name,) = iam.list_role_policies(RoleName=role)["PolicyNames"]

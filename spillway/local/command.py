@@ -11,7 +11,8 @@ from rich.console import Console
 
 from spillway.local import keys, ports
 from spillway.local.environment import Environments
-from spillway.local.folder import PROJECT, Folder
+from spillway.local.folder import Folder
+from spillway.project import PROJECT
 
 
 def run(

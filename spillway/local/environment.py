@@ -15,15 +15,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from chalice.config import Config
-
 from chalicelib.config import Settings
+from spillway import project
+from spillway.aws import EMULATED_REGION
 from spillway.local.keys import Keys
 from spillway.local.ports import LOOPBACK, Ports
-from spillway.problem import Problem
 
 STAGE = "local"
-REGION = "us-east-1"
 
 # The process and the Lambda function whose settings it has.
 FUNCTIONS = {"webhook": "api_handler", "processing": "process", "outbound": "send"}
@@ -36,24 +34,12 @@ _FIXED = {
     "SPILLWAY_STAGE": STAGE,
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
-    "AWS_DEFAULT_REGION": REGION,
-    "AWS_REGION": REGION,
+    "AWS_DEFAULT_REGION": EMULATED_REGION,
+    "AWS_REGION": EMULATED_REGION,
     "AWS_CONFIG_FILE": os.devnull,
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
     "AWS_EC2_METADATA_DISABLED": "true",
 }
-
-
-def function_config(project: Path, function: str) -> Config:
-    """What `.chalice/config.json` says about one function in stage `local`. Raises Problem."""
-    path = project / ".chalice" / "config.json"
-    try:
-        found = json.loads(path.read_text())
-    except OSError as error:
-        raise Problem(f"{path} cannot be read: {error.strerror}.") from None
-    except ValueError as error:
-        raise Problem(f"{path} is not JSON: {error}.") from None
-    return Config(chalice_stage=STAGE, function_name=function, config_from_disk=found)
 
 
 @dataclass(frozen=True)
@@ -158,8 +144,7 @@ class Environments:
         }
 
     def _configured(self, child: str) -> dict[str, str]:
-        config = function_config(self.project, FUNCTIONS[child])
-        return {name: str(value) for name, value in config.environment_variables.items()}
+        return project.variables(self.project, STAGE, FUNCTIONS[child])
 
     def _from_caller(self, configured: Mapping[str, str]) -> dict[str, str]:
         return {

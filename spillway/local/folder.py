@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from spillway.problem import Problem
-
-PROJECT = Path(__file__).resolve().parents[2]
+from spillway.project import PROJECT
 
 
 class Folder:

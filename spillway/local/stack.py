@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spillway.local.aws import client
+from spillway.aws import of_emulator
 from spillway.local.environment import STAGE
 from spillway.problem import Problem
 
@@ -28,7 +28,7 @@ def deploy(endpoint: str, template: Path) -> None:
     """Creates the stack through CloudFormation, as on AWS. Raises Problem with what failed."""
     from botocore.exceptions import ClientError
 
-    cloudformation = client("cloudformation", endpoint)
+    cloudformation = of_emulator(endpoint).client("cloudformation")
     try:
         cloudformation.create_stack(
             StackName=STACK,
@@ -64,7 +64,7 @@ def _status(cloudformation: Any) -> str:
 
 def put_secrets(endpoint: str, secrets: Mapping[str, Mapping[str, Any]]) -> None:
     """Puts each one into Secrets Manager as `spillway/{stage}/{name}`."""
-    secretsmanager = client("secretsmanager", endpoint)
+    secretsmanager = of_emulator(endpoint).client("secretsmanager")
     for name, value in secrets.items():
         secretsmanager.create_secret(
             Name=f"spillway/{STAGE}/{name}", SecretString=json.dumps(value)

@@ -24,8 +24,9 @@ from typing import Any
 
 from chalicelib.config import SettingError
 from spillway.local import mapping
-from spillway.local.environment import FUNCTIONS, STAGE, function_config
+from spillway.local.environment import FUNCTIONS, STAGE
 from spillway.local.parent import exit_with_parent
+from spillway.project import function_config
 
 # Batches at a time. Lambda would scale; on one machine, more of them only queue at the emulator.
 THREADS = {"processing": 4, "outbound": 4}
@@ -213,7 +214,7 @@ def load(child: str) -> Function:
     """The function that works on the queue of one of the two workers, from app.py."""
     app = importlib.import_module("app")
     handler_name = FUNCTIONS[child]
-    config = function_config(Path.cwd(), handler_name)
+    config = function_config(Path.cwd(), STAGE, handler_name)
     source = next(
         source for source in app.app.event_sources if source.handler_string == f"app.{handler_name}"
     )

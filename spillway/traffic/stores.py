@@ -18,7 +18,7 @@ from boto3.dynamodb.types import TypeDeserializer
 
 from chalicelib.messages import Keys
 from chalicelib.queues import DEAD_LETTERS, OUTBOUND, PROCESSING
-from spillway.local.aws import client
+from spillway.aws import of_emulator
 
 STAGE = "local"
 Item = dict[str, Any]
@@ -42,22 +42,18 @@ class Stores:
 
     def __init__(self, local: Mapping[str, Any]) -> None:
         self._local = local
-        self._aws = local["aws"]
+        self._aws = of_emulator(local["aws"])
         self.page = local["page"]
         self.http = httpx.Client(timeout=10.0, trust_env=False)
-        self._clients: dict[str, Any] = {}
 
     def close(self) -> None:
         """Closes every connection."""
         self.http.close()
-        for one in self._clients.values():
-            one.close()
+        self._aws.close()
 
     def aws(self, service: str) -> Any:
         """The emulator's client of a service."""
-        if service not in self._clients:
-            self._clients[service] = client(service, self._aws)
-        return self._clients[service]
+        return self._aws.client(service)
 
     @cached_property
     def keys(self) -> Keys:

@@ -11,7 +11,7 @@ import pytest
 
 from spillway.local import children
 from spillway.local.children import Child, end
-from spillway.local.folder import PROJECT
+from spillway.project import PROJECT
 
 READY = "print('polling', flush=True); "
 FOREVER = "import time; time.sleep(60)"

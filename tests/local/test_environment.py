@@ -11,10 +11,10 @@ import pytest
 
 from spillway.local import emulator
 from spillway.local.environment import Environments
-from spillway.local.folder import PROJECT
 from spillway.local.keys import Keys, load
 from spillway.local.ports import Ports
 from spillway.problem import Problem
+from spillway.project import PROJECT
 
 CONFIG = {
     "version": "2.0",

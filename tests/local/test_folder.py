@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from spillway.local.folder import PROJECT, Folder, write_json, write_private
+from spillway.local.folder import Folder, write_json, write_private
 from spillway.problem import Problem
+from spillway.project import PROJECT
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
-from spillway.local.aws import client
-from spillway.local.folder import PROJECT, Folder
+from spillway.aws import of_emulator
+from spillway.local.folder import Folder
+from spillway.project import PROJECT
 
 # One at a time: each has seven processes.
 pytestmark = pytest.mark.xdist_group("local run")
@@ -134,14 +135,15 @@ def test_from_start_to_end(start: Callable[..., LocalRun]) -> None:
     # THEN everything answers where it says
     assert status(f"{local['webhook']}/health") == 200
     assert status(f"{local['page']}/health") == 200
-    names = client("sqs", local["aws"]).list_queues()["QueueUrls"]
+    aws = of_emulator(local["aws"])
+    names = aws.client("sqs").list_queues()["QueueUrls"]
     assert {name.rsplit("/", 1)[1] for name in names} == {
         "spillway-local-processing",
         "spillway-local-processing-dlq",
         "spillway-local-outbound.fifo",
         "spillway-local-outbound-dlq.fifo",
     }
-    secret = client("secretsmanager", local["aws"]).get_secret_value(SecretId="spillway/local/keys")
+    secret = aws.client("secretsmanager").get_secret_value(SecretId="spillway/local/keys")
     assert set(json.loads(secret["SecretString"])) == {"hash_key"}
     # AND the terminal says where, what came from the shell, and what to try
     until(lambda: "Ctrl-C" in run.output, 5, run)

@@ -20,7 +20,7 @@ from moto import mock_aws
 
 from chalicelib.archive import Archive
 from chalicelib.messages import Keys
-from spillway.local.aws import client as emulator_client
+from spillway.aws import of_emulator
 from tests.fakes import (
     HASH_KEY,
     NOW,
@@ -45,7 +45,7 @@ def s3(request: pytest.FixtureRequest) -> Iterator[tuple[Kind, Any]]:
             client.create_bucket(Bucket=BUCKET)
             yield "moto", client
     else:
-        client = emulator_client("s3", request.getfixturevalue("ministack"))
+        client = of_emulator(request.getfixturevalue("ministack")).client("s3")
         client.create_bucket(Bucket=BUCKET)
         yield "ministack", client
         client.close()
@@ -189,7 +189,7 @@ def secrets(request: pytest.FixtureRequest) -> Iterator[Any]:
             client.create_secret(Name=name, SecretString=json.dumps(secret))
             yield client
     else:
-        client = emulator_client("secretsmanager", request.getfixturevalue("ministack"))
+        client = of_emulator(request.getfixturevalue("ministack")).client("secretsmanager")
         with suppress(client.exceptions.ResourceExistsException):
             client.create_secret(Name=name, SecretString=json.dumps(secret))
         yield client

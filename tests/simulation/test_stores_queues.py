@@ -18,7 +18,7 @@ import pytest
 from botocore.exceptions import ClientError, ParamValidationError
 
 from chalicelib.queues import OUTBOUND, PROCESSING, Envelope, Queues
-from spillway.local.aws import client as emulator_client
+from spillway.aws import of_emulator
 from tests.fakes import (
     NOW,
     FakeRuntime,
@@ -109,7 +109,7 @@ def queues(request: pytest.FixtureRequest) -> Iterator[QueueBed]:
     if request.param == "memory":
         yield _memory_queues()
         return
-    client = emulator_client("sqs", request.getfixturevalue("ministack"))
+    client = of_emulator(request.getfixturevalue("ministack")).client("sqs")
 
     def make(name: str, fifo: bool, visibility: int) -> str:
         attributes = {

@@ -23,7 +23,7 @@ from botocore.exceptions import ClientError, ParamValidationError
 from moto import mock_aws
 from moto.dynamodb.parsing.reserved_keywords import ReservedKeywords
 
-from spillway.local.aws import client as emulator_client
+from spillway.aws import of_emulator
 from tests.fakes import (
     NOW,
 )
@@ -133,7 +133,7 @@ def dynamodb_client(request: pytest.FixtureRequest) -> Iterator[tuple[Kind, Any]
             make_table(client)
             yield "moto", client
     else:
-        client = emulator_client("dynamodb", request.getfixturevalue("ministack"))
+        client = of_emulator(request.getfixturevalue("ministack")).client("dynamodb")
         make_table(client)
         yield "ministack", client
         client.close()

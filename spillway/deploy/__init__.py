@@ -1,0 +1,1 @@
+"""`spillway deploy` and what belongs to it: stacks, package, account, secrets and credentials."""
