@@ -231,7 +231,7 @@ class Deployment:
 
     def _change(self, stack: Stack, template: str, parameters: dict[str, str]) -> None:
         with self._doing(f"comparing {stack.name}"):
-            plan = stack.plan(template, parameters, named=f"deploy-{int(time.time())}")
+            plan = stack.plan(template, parameters)
         if plan is None:
             self.changes.setdefault(stack.name, [])
             self._say(f"{stack.name}: nothing changes")

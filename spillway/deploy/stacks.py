@@ -5,6 +5,7 @@ https://docs.aws.amazon.com/AWSCloudFormation/latest/APIReference/API_CreateChan
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,16 +93,16 @@ class Stack:
             for one in found.get("Parameters", ())
         }
 
-    def plan(self, template: str, parameters: Mapping[str, str], *, named: str) -> ChangeSet | None:
+    def plan(self, template: str, parameters: Mapping[str, str]) -> ChangeSet | None:
         """What this template (itself, or its https address) would change; None where it changes
-        nothing. `named`: unique.
+        nothing.
 
         Raises Problem where CloudFormation refuses it, or the stack is in no state for it.
         """
         self._make_room()
         made = self._cloudformation.create_change_set(
             StackName=self.name,
-            ChangeSetName=named,
+            ChangeSetName=f"spillway-{secrets.token_hex(8)}",
             ChangeSetType="UPDATE" if self.exists else "CREATE",
             **{"TemplateURL" if template.startswith("http") else "TemplateBody": template},
             Parameters=[

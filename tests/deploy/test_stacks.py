@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from typing import Any
 
@@ -11,8 +10,6 @@ import pytest
 from spillway.aws import Aws
 from spillway.deploy.stacks import Change, ChangeSet, Event, Stack
 from spillway.problem import Problem
-
-_names = (f"plan-{number}" for number in itertools.count())
 
 
 def template(*queues: str, **properties: Any) -> str:
@@ -45,7 +42,7 @@ def stack(aws: Aws, name: str) -> Stack:
 
 
 def plan(one: Stack, body: str) -> ChangeSet | None:
-    return one.plan(body, {}, named=next(_names))
+    return one.plan(body, {})
 
 
 def deployed(one: Stack, body: str) -> list[Event]:

@@ -1,0 +1,306 @@
+"""A deployment as a whole, against an emulated account; the app in it is a small one, which takes
+Chalice no time. The real one is deployed by tests/e2e."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from spillway.aws import Aws, of_emulator
+from spillway.deploy import command, package
+from spillway.deploy.command import Deployment
+from spillway.problem import Problem
+from spillway.project import PROJECT
+from tests import emulated
+
+NUMBERS = "+14155550123=twilio,+14155550199=telnyx"
+
+
+def function(name: str, queue: str) -> dict[str, Any]:
+    properties: dict[str, Any] = {
+        "FunctionName": {"Fn::Sub": f"spillway-${{Stage}}{name}"},
+        "Handler": "app.handler",
+        "Runtime": "python3.11",
+        "CodeUri": "./deployment.zip",
+    }
+    if queue:
+        properties["Environment"] = {"Variables": {"REPORTS": {"Ref": "ReportBatchItemFailures"}}}
+        arn = "arn:${AWS::Partition}:sqs:${AWS::Region}:${AWS::AccountId}:spillway-${Stage}-"
+        properties["Events"] = {
+            "Queue": {
+                "Type": "SQS",
+                "Properties": {
+                    "Queue": {"Fn::Sub": arn + queue},
+                    "BatchSize": 10,
+                    "FunctionResponseTypes": ["ReportBatchItemFailures"],
+                },
+            }
+        }
+    return {"Type": "AWS::Serverless::Function", "Properties": properties}
+
+
+TEMPLATE: dict[str, Any] = {
+    "Transform": "AWS::Serverless-2016-10-31",
+    "Parameters": {
+        "Stage": {"Type": "String"},
+        "AlarmEmail": {"Type": "String", "Default": ""},
+        "ReportBatchItemFailures": {"Type": "String", "Default": "true"},
+    },
+    "Resources": {
+        "APIHandler": function("", ""),
+        "Process": function("-process", "processing"),
+        "Send": function("-send", "outbound.fifo"),
+        "Alarms": {
+            "Type": "AWS::SNS::Topic",
+            "Properties": {"DisplayName": {"Fn::Sub": "told: ${AlarmEmail}"}},
+        },
+    },
+    "Outputs": {"EndpointURL": {"Value": "https://api.example.com/api/"}},
+}
+
+
+class World:
+    """A project, its emulated account, and what the console said."""
+
+    def __init__(self, aws: Aws, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.aws = aws
+        self.project = project
+        self.template = deepcopy(TEMPLATE)
+        self.said = ""
+        zip_ = project / "deployment.zip"
+        with zipfile.ZipFile(zip_, "w") as archive:
+            archive.writestr("app.py", "def handler(event, context):\n    return None\n")
+        monkeypatch.setattr(
+            package,
+            "build",
+            lambda *_: package.Package(deepcopy(self.template), zip_),
+        )
+
+    def deploy(self, stage: str, alarm_email: str | None = None, **how: Any) -> dict[str, Any]:
+        console = Console(file=io.StringIO(), width=200)
+        one = Deployment(self.project, stage, self.aws, console, pause=0.05, **how)
+        try:
+            return one.run(alarm_email)
+        finally:
+            assert isinstance(console.file, io.StringIO)
+            self.said = console.file.getvalue()
+
+    def reports(self, stage: str) -> list[str]:
+        """What the functions behind the queues were told of reporting."""
+        found = []
+        for name in ("process", "send"):
+            settings = self.aws.client("lambda").get_function_configuration(
+                FunctionName=f"spillway-{stage}-{name}"
+            )
+            found.append(settings["Environment"]["Variables"]["REPORTS"])
+        return found
+
+    def stacks(self) -> set[str]:
+        pages = self.aws.client("cloudformation").get_paginator("describe_stacks").paginate()
+        return {stack["StackName"] for page in pages for stack in page["Stacks"]}
+
+
+@pytest.fixture(scope="module")
+def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aws]:
+    with emulated.ministack(tmp_path_factory.mktemp("ministack")) as endpoint:
+        account = of_emulator(endpoint)
+        yield account
+        account.close()
+
+
+@pytest.fixture
+def world(aws: Aws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """The project's own templates and settings, with every stage that a test names filled in."""
+    (tmp_path / "infra").mkdir()
+    for name in ("data.yaml", "account.yaml"):
+        (tmp_path / "infra" / name).write_text((PROJECT / "infra" / name).read_text())
+    (tmp_path / ".chalice").mkdir()
+    write_config(tmp_path)
+    return World(aws, tmp_path, monkeypatch)
+
+
+def write_config(project: Path, **values: str) -> None:
+    config = json.loads((PROJECT / ".chalice" / "config.json").read_text())
+    filled = {"NUMBERS": NUMBERS, "CREDENTIAL_HASHES": "{}", **values}
+    for stage in ("one", "two", "three", "four", "five", "six"):
+        made = deepcopy(config["stages"]["prod"])
+        made["environment_variables"]["SPILLWAY_STAGE"] = stage
+        for each in made["lambda_functions"].values():
+            variables = each["environment_variables"]
+            variables |= {name: filled[name] for name in variables if name in filled}
+        config["stages"][stage] = made
+    (project / ".chalice" / "config.json").write_text(json.dumps(config))
+
+
+def test_a_stage_is_deployed_and_deployed_again(world: World) -> None:
+    # GIVEN an account in which nothing is, and in which API Gateway may not write logs
+    # WHEN a dry run is made, THEN everything would be added, and nothing is
+    dry = world.deploy("one", dry_run=True)
+    assert {name: bool(changes) for name, changes in dry["changes"].items()} == {
+        "spillway-one-data": True,
+        "spillway-account": True,
+        "spillway-one": True,
+    }
+    assert world.stacks() == set()
+    assert "Nothing was changed." in world.said
+    # WHEN it is deployed, THEN both stacks are there, and the account's own
+    result = world.deploy("one")
+    assert world.stacks() == {"spillway-one-data", "spillway-account", "spillway-one"}
+    # AND it says what to enter, and what is missing
+    assert result["webhooks"] == {
+        "twilio": "https://api.example.com/api/webhooks/twilio/signed#rc=3&rp=5xx,ct,rt",
+        "telnyx": "https://api.example.com/api/webhooks/telnyx/signed",
+    }
+    assert all(url in world.said for url in result["webhooks"].values())
+    assert [note.partition(",")[0] for note in result["notes"]] == [
+        "twilio has no secret yet",
+        "telnyx has no secret yet",
+    ]
+    # AND the hash key was made, which the next deployment leaves alone
+    secrets = world.aws.client("secretsmanager")
+    key = secrets.get_secret_value(SecretId="spillway/one/keys")["SecretString"]
+    assert len(json.loads(key)["hash_key"]) == 64
+    secrets.create_secret(Name="spillway/one/twilio", SecretString="{}")
+    again = world.deploy("one")
+    assert set(map(tuple, again["changes"].values())) == {()}
+    assert secrets.get_secret_value(SecretId="spillway/one/keys")["SecretString"] == key
+    assert [note.partition(" ")[0] for note in again["notes"]] == ["telnyx"]
+
+
+def test_whoever_is_told_of_alarms_stays_told(world: World) -> None:
+    def told() -> str:
+        (found,) = world.aws.client("cloudformation").describe_stacks(StackName="spillway-two")[
+            "Stacks"
+        ]
+        values = {one["ParameterKey"]: one["ParameterValue"] for one in found["Parameters"]}
+        return str(values["AlarmEmail"])
+
+    world.deploy("two", "somebody@example.com")
+    world.deploy("two")
+    assert told() == "somebody@example.com"
+    world.deploy("two", "")
+    assert told() == ""
+
+
+def test_functions_report_when_their_mappings_have_been_seen_to_listen(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN a new stack, THEN both are there from the beginning
+    world.deploy("three")
+    assert world.reports("three") == ["true", "true"]
+    # GIVEN a stack whose mapping takes no reports, as a plain `chalice deploy` leaves it
+    (process, *_) = world.aws.client("lambda").list_event_source_mappings(
+        FunctionName="spillway-three-process"
+    )["EventSourceMappings"]
+    lambda_ = world.aws.client("lambda")
+    lambda_.update_event_source_mapping(UUID=process["UUID"], FunctionResponseTypes=[])
+    # WHEN it is deployed
+    seen: list[list[str]] = []
+    wait = Deployment._wait_for_mappings
+
+    def mended(self: Deployment) -> None:
+        seen.append(world.reports("three"))
+        lambda_.update_event_source_mapping(
+            UUID=process["UUID"], FunctionResponseTypes=["ReportBatchItemFailures"]
+        )
+        wait(self)
+
+    monkeypatch.setattr(Deployment, "_wait_for_mappings", mended)
+    result = world.deploy("three")
+    # THEN nobody reports until the mapping listens, and then both do
+    assert seen == [["false", "false"]]
+    assert world.reports("three") == ["true", "true"]
+    assert len(result["changes"]["spillway-three"]) == 4
+
+
+def test_a_mapping_that_never_listens_leaves_them_as_they_are(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.deploy("four")
+    monkeypatch.setattr(Deployment, "_mappings_listen", lambda self: False)
+    monkeypatch.setattr(command, "_SEEN_WITHIN", 0.0)
+    with pytest.raises(Problem, match="do not ask for partial reports"):
+        world.deploy("four")
+    assert world.reports("four") == ["false", "false"]
+
+
+@pytest.mark.parametrize(("yes", "goes"), [(False, False), (True, True)])
+def test_nothing_that_holds_data_goes_unasked(world: World, yes: bool, goes: bool) -> None:
+    # GIVEN a deployed stage, and a template of its data that lacks a queue
+    stage = f"five{'-yes' if yes else ''}"
+    rename(world.project, "five", stage)
+    world.deploy(stage)
+    data = world.project / "infra" / "data.yaml"
+    text = data.read_text()
+    begin, end = text.index("  CodeBucket:"), text.index("Outputs:")
+    output = text.index("  CodeBucketName:"), text.index("  ProcessingQueueUrl:")
+    data.write_text(text[:begin] + text[end : output[0]] + text[output[1] :])
+    before = resources(world, f"spillway-{stage}-data")
+    # WHEN it is deployed where nobody can be asked, THEN it says what would go, and nothing goes
+    if goes:
+        with pytest.raises(KeyError):  # (what comes after it wants that bucket)
+            world.deploy(stage, yes=True)
+    else:
+        with pytest.raises(Problem, match=r"replace or delete CodeBucket \(AWS::S3::Bucket\)"):
+            world.deploy(stage)
+    after = resources(world, f"spillway-{stage}-data")
+    assert before - after == ({"CodeBucket"} if goes else set())
+
+
+def rename(project: Path, stage: str, other: str) -> None:
+    config = project / ".chalice" / "config.json"
+    settings = json.loads(config.read_text())
+    settings["stages"][other] = settings["stages"][stage]
+    config.write_text(json.dumps(settings).replace(f'"{stage}"', f'"{other}"'))
+
+
+def resources(world: World, stack: str) -> set[str]:
+    found = world.aws.client("cloudformation").describe_stack_resources(StackName=stack)
+    return {one["LogicalResourceId"] for one in found["StackResources"]}
+
+
+def test_a_lost_hash_key_is_not_made_anew(world: World) -> None:
+    # GIVEN a stage with data, whose key somebody deletes
+    world.deploy("six")
+    world.aws.client("secretsmanager").delete_secret(SecretId="spillway/six/keys")
+    # WHEN it is deployed, THEN it says what hangs on it, and makes no other
+    with pytest.raises(Problem, match=r"spillway/six/keys is gone.*restore-secret"):
+        world.deploy("six")
+    assert "DeletedDate" in world.aws.client("secretsmanager").describe_secret(
+        SecretId="spillway/six/keys"
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (
+            {"NUMBERS": "FILL IN: …", "CREDENTIAL_HASHES": "FILL IN: …"},
+            ["api_handler: NUMBERS: still to be filled in", "authorize: CREDENTIAL_HASHES: still"],
+        ),
+        ({"REPLY_TIMEOUT": "31"}, ["send: REPLY_TIMEOUT: out of range; it must be a number"]),
+        ({"PROVIDERS": "pigeon"}, ["api_handler: PROVIDERS", "process: PROVIDERS"]),
+    ],
+)
+def test_wrong_settings_are_named_before_anything_happens(
+    world: World, values: dict[str, str], expected: list[str]
+) -> None:
+    write_config(world.project, **values)
+    before = world.stacks()
+    with pytest.raises(Problem) as raised:
+        world.deploy("one")
+    assert all(line in str(raised.value) for line in expected)
+    assert world.stacks() == before
+
+
+def test_a_stage_that_is_not_there_is_named_with_those_that_are(world: World) -> None:
+    with pytest.raises(Problem, match="has no stage nowhere; it has local, dev, prod"):
+        world.deploy("nowhere")
