@@ -6,7 +6,9 @@ from importlib import import_module
 
 from chalicelib.providers.base import Provider, UnknownProvider
 
-NAMES = ("telnyx", "twilio")
+# Those that carry texts to people, and the sandbox, which does not.
+CARRIERS = ("telnyx", "twilio")
+NAMES = (*CARRIERS, "sandbox")
 
 
 def provider_named(name: str, api_url: str | None = None) -> Provider:
