@@ -11,6 +11,7 @@ from rich.console import Console
 from spillway.deploy import credentials, secrets
 from spillway.deploy.command import deploy, destroy
 from spillway.local.command import run
+from spillway.operate.doctor import doctor
 from spillway.operate.status import status
 from spillway.operate.trace import trace
 from spillway.problem import Problem
@@ -40,6 +41,7 @@ app.command()(text)
 app.command()(burst)
 app.command()(status)
 app.command()(trace)
+app.command()(doctor)
 app.command()(deploy)
 app.add_typer(secrets.app, name="secret")
 app.add_typer(credentials.app, name="credential")

@@ -6,6 +6,7 @@ of `.chalice/config.json`, in the account and region that the environment names.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,18 @@ StageOption = Annotated[
 
 # The functions of a stage: the role that SPILLWAY_FUNCTION names, and Lambda's name for each.
 ROLES = {"authorizer": "-authorize", "receiver": "", "processing": "-process", "sender": "-send"}
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """Where a stage's webhooks are. `address`: what answers, with its path up to our routes;
+    `public`: what the providers are told, and sign. `id` and `stage` are API Gateway's, "" in the
+    local run."""
+
+    address: str
+    public: str
+    id: str = ""
+    stage: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,29 @@ class Stage:
             ) from None
         variables: dict[str, str] = configuration.get("Environment", {}).get("Variables", {})
         return variables
+
+    def api(self) -> Api:
+        """The API before the receiver. Raises Problem where nobody may call the receiver."""
+        if self.local is not None:
+            return Api(self.local["webhook"], self.local["public_url"])
+        lambda_ = self.aws.client("lambda")
+        name = self.function("receiver")
+        try:
+            policy = lambda_.get_policy(FunctionName=name)["Policy"]
+        except lambda_.exceptions.ResourceNotFoundException:
+            policy = ""
+        # Whoever deployed it, the permission to call the receiver names the one API that may.
+        found = re.search(r":execute-api:[^:]+:[0-9]+:([a-z0-9]+)/", policy)
+        if not found:
+            raise Problem(f"No API may call {name}: spillway deploy --stage {self.name}")
+        id_ = found[1]
+        stages = self.aws.client("apigateway").get_stages(restApiId=id_)["item"]
+        stage = next((one["stageName"] for one in stages if one["stageName"] != "Stage"), "api")
+        host = f"https://{id_}.execute-api.{self.aws.region}.amazonaws.com"
+        if emulator := self.aws.emulator:
+            host = f"{emulator}/_aws/execute-api/{id_}"
+        address = f"{host}/{stage}"
+        return Api(address, self.settings("receiver").public_url or address, id_, stage)
 
     def settings(self, role: str) -> Settings:
         """The settings that a function has just now. Raises SettingError, and Problem."""
