@@ -132,6 +132,7 @@ class Deployment:
         """Does it all; returns what `--json` prints. Raises Problem."""
         began = time.monotonic()
         settings = project_.settings(self.project, self.stage)
+        project_.policies(self.project, self.stage)
         account = account_.read(self.aws)
         self._say(f"Stage {self.stage} to account {account.id}, {account.region}", style="bold")
         data, app = Stack(self.aws, f"spillway-{self.stage}-data", pause=self.pause), self._app()

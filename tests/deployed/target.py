@@ -26,7 +26,7 @@ from spillway.aws import of_emulator, of_environment
 from spillway.project import PROJECT
 from spillway.stage import Api, Stage
 from spillway.stores import Stores
-from tests import emulated
+from tests import emulated, stages
 
 T = TypeVar("T")
 
@@ -86,14 +86,7 @@ class Target:
 
     def set(self, *functions: str, **variables: str) -> None:
         """Changes settings of the stage: of these functions, else wherever a function has them."""
-        config = self._config()
-        for name, function in config["stages"][self.stage]["lambda_functions"].items():
-            there = function["environment_variables"]
-            new = {
-                key: value for key, value in variables.items() if name in functions or key in there
-            }
-            there |= new
-        self._write(config)
+        stages.set_variables(self.project, self.stage, *functions, **variables)
 
     # -- what it is asked ---------------------------------------------------------------------
 
@@ -201,27 +194,9 @@ class Target:
             if (PROJECT / name).exists():
                 (self.project / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(PROJECT / name, self.project / name)
-        config = self._config()
-        text = json.dumps(config["stages"]["prod"]).replace("-prod.json", f"-{self.stage}.json")
-        made = json.loads(text)
-        made["environment_variables"]["SPILLWAY_STAGE"] = self.stage
-        if self.emulator:
-            # It runs the functions on this machine.
-            del made["lambda_architecture"]
-        config["stages"][self.stage] = made
-        self._write(config)
-        for path in (self.project / "infra" / "policies").glob("*-prod.json"):
-            policy = path.read_text().replace("spillway-prod", f"spillway-{self.stage}")
-            policy = policy.replace("spillway/prod/", f"spillway/{self.stage}/")
-            policy = policy.replace("twilio-??????", "sandbox-??????")
-            path.with_name(path.name.replace("-prod.", f"-{self.stage}.")).write_text(policy)
-
-    def _config(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.project / ".chalice/config.json").read_text())
-        return found
-
-    def _write(self, config: Mapping[str, Any]) -> None:
-        (self.project / ".chalice/config.json").write_text(json.dumps(config, indent=2))
+        # (The emulator runs the functions on this machine.)
+        stages.add(self.project, self.stage, anywhere=bool(self.emulator))
+        stages.let_read(self.project, self.stage, "sandbox")
 
     def _environment(self) -> dict[str, str]:
         kept = dict(os.environ)
