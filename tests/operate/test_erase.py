@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import base64
 import gzip
+import io
 import itertools
 import json
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,6 +18,7 @@ from urllib.parse import urlencode
 
 import httpx
 import pytest
+from botocore.client import BaseClient
 from typer.testing import CliRunner
 
 from chalicelib.archive import Archive
@@ -28,12 +31,13 @@ from chalicelib.receiving import Receiver
 from chalicelib.sending import Sender
 from chalicelib.table import Table, read_item
 from spillway import cli, stores
+from spillway.aws import EMULATED_REGION
 from spillway.operate import erase, erasure, trace
 from spillway.operate.erasure import RECENT, Erased, Erasure
 from spillway.problem import Problem
 from spillway.stage import Stage
 from spillway.stores import Depth
-from tests.emulated import ACCOUNT
+from tests.emulated import ACCOUNT, environment
 from tests.fakes import (
     HASH_KEY,
     NOW,
@@ -45,7 +49,9 @@ from tests.fakes import (
     settings,
     sqs_event,
 )
-from tests.operate.conftest import NAME
+from tests.iam import Pair, covers, grants
+from tests.operate.conftest import NAME, SETTINGS
+from tests.pages import DOCS
 from tests.signing import api_event, twilio_event
 
 KEYS = Keys(HASH_KEY)
@@ -998,3 +1004,83 @@ def test_the_life_of_what_was_erased_is_told_without_it(
         assert (told.ours, told.theirs, told.texts) == ("", "", [])
         assert told.state in ("sent", "erased", "refused: opted_out")
         assert "erased: numbers and words are gone" in [event.what for event in told.events]
+
+
+# --- who may run it ------------------------------------------------------------------------------
+
+
+def pairs(service: str, operation: str, arguments: Mapping[str, Any]) -> list[Pair]:
+    """What a call of the command needs to be allowed.
+
+    https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazons3.html
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-deletes.html
+    """
+    here = f"{EMULATED_REGION}:{ACCOUNT}"
+    if service == "s3":
+        bucket = f"arn:aws:s3:::{arguments['Bucket']}"
+        if operation == "ListObjectsV2":
+            return [("s3:ListBucket", bucket)]
+        # Whoever writes under a condition must be allowed to read, too.
+        names = {operation, "GetObject"} if "IfMatch" in arguments else {operation}
+        return [(f"s3:{name}", f"{bucket}/{arguments['Key']}") for name in names]
+    if service == "sqs":
+        name = arguments.get("QueueName") or arguments["QueueUrl"].rpartition("/")[2]
+    elif service == "dynamodb":
+        name = f"table/{arguments['TableName']}"
+    elif service == "secretsmanager":
+        name = f"secret:{arguments['SecretId']}-a1B2c3"
+    else:
+        name = f"function:{arguments['FunctionName']}"
+    return [(f"{service}:{operation}", f"arn:aws:{service}:{here}:{name}")]
+
+
+@pytest.fixture
+def deployed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stage as one that is deployed, as far as the command asks for its functions."""
+    for name, value in environment(stage.aws.endpoint).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(erasure, "BETWEEN", 0.02)
+    code = io.BytesIO()
+    with zipfile.ZipFile(code, "w") as file:
+        file.writestr("app.py", "")
+    for role, name in (("receiver", ""), ("sender", "-send")):
+        stage.aws.client("lambda").create_function(
+            FunctionName=f"spillway-{NAME}{name}",
+            Runtime="python3.12",
+            Role="arn:aws:iam::000000000000:role/r",
+            Handler="app.app",
+            Code={"ZipFile": code.getvalue()},
+            Environment={"Variables": {**SETTINGS, "SPILLWAY_FUNCTION": role}},
+        )
+
+
+@pytest.mark.usefixtures("deployed")
+def test_the_page_names_the_permissions_that_it_needs_and_no_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (policy,) = re.findall(r"```json\n(.+?)```", (DOCS / "RETENTION.md").read_text(), re.DOTALL)
+    allowed = grants(json.loads(policy.replace("prod", NAME)))
+    # GIVEN a person with everything, with a STOP that a letter alone has
+    live(world, LONGER)
+    world.put_aside("outbound-dlq.fifo", inbound("STOP", id_="SM-s", theirs=LONGER))
+    world.put_aside("processing-dlq", inbound("STOP", id_="SM-s", theirs=PERSON))
+    live(world)
+    key = {"pk": {"S": f"P#default#{KEYS.number(PERSON)}"}, "sk": {"S": "CONSENT"}}
+    world.runtime.dynamodb.delete_item(TableName=f"spillway-{NAME}", Key=key)
+    # WHEN somebody erases them
+    made: set[Pair] = set()
+    client: Any = BaseClient
+    call = client._make_api_call
+
+    def noted(self: Any, operation: str, arguments: dict[str, Any]) -> Any:
+        made.update(pairs(self.meta.service_model.service_name, operation, arguments))
+        return call(self, operation, arguments)
+
+    monkeypatch.setattr(client, "_make_api_call", noted)
+    result = CliRunner().invoke(
+        cli.app, ["erase", PERSON, "--stage", NAME, "--yes", "--json"], catch_exceptions=False
+    )
+    assert (result.exit_code, json.loads(result.stdout)["good"]) == (0, True)
+    # THEN each of its calls is allowed, and each allowance is needed
+    assert [one for one in made if not any(covers(grant, one) for grant in allowed)] == []
+    assert [grant for grant in allowed if not any(covers(grant, one) for one in made)] == []
