@@ -306,7 +306,7 @@ class Causes:
                 continue
             id_ = reference.rpartition("-")[0]
             part, text = self._part(reference), self._out.texts[id_]
-            if self._items[id_].get("outcome", {}).get("S") == "failed: given_up":
+            if self._items[id_].get("outcome", {}).get("S") in ("failed: given_up", "erased"):
                 continue  # somebody was faster
             # Who opted out may have done so since; a number that is none was none before.
             ends = text.rejected in INVALID_CODES

@@ -157,7 +157,7 @@ def site_of(role: str) -> str:
     how = ""
     while frame is not None:
         module: str = frame.f_globals["__name__"]
-        if module.startswith("chalicelib."):
+        if module.startswith(("chalicelib.", "spillway.operate.")):
             name = frame.f_code.co_name
             where = module.rpartition(".")[2]
             if where not in _HOW and name not in _HELPERS:

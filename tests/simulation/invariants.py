@@ -8,6 +8,7 @@ import gzip
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from collections.abc import Mapping as Mapping_
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +19,7 @@ from chalicelib.messages import STATUS_RANK
 from tests.simulation import outside
 from tests.simulation.functions import Mapping
 from tests.simulation.outside import KEYS, Accepted, Door, Outside, Text
-from tests.simulation.person import GARBAGE
+from tests.simulation.person import GARBAGE, Erasures
 from tests.simulation.runtime import Cloud, reference_of
 from tests.simulation.world import Process, Task, Violation
 
@@ -77,6 +78,7 @@ class Invariants:
         self.on_partly_sent: Callable[[str], None] = lambda id_: None
         self.answers_stop = False
         self._answered_at: dict[str, dict[str, tuple[float, float]]] = defaultdict(dict)
+        self.erased: Mapping_[str, Erasures] = {}
         self._step = 0
         self._claimed = False  # by the call that is being served
         out.on_accepted = self._on_accepted
@@ -293,6 +295,9 @@ class Invariants:
             self._waited_at[id_] = self._cloud.world.now
         if _state(after) == "sending" and _waits(after):
             self.on_partly_sent(id_)
+        if after.get("erased_at") != before.get("erased_at"):
+            self._on_erased(id_, before, after)
+            return
         for field in ("received_at", "outcome", "kind", "theirs", "ours"):
             if field in before and before[field] != after.get(field):
                 raise Violation("what is recorded stays", f"{name}: {field}", (id_,))
@@ -344,6 +349,110 @@ class Invariants:
                 self._allowed[f"{id_}-{number}"] += 1
             if part["state"] == "waiting" and part.get("lost", 0) > was.get("lost", 0):
                 self._is_allowed(f"{id_}-{number}", part)
+
+    def _on_erased(self, id_: str, before: Item, after: Item) -> None:
+        """Words and numbers are gone, what became of it is there, and nobody was busy with it."""
+        text = self._out.texts[id_]
+        now = self._cloud.world.now
+        if text.person not in self.erased:
+            raise Violation("only who is to be erased is", text.name, (id_,))
+        begun = [float(p.get("started_at", 0)) for p in (before.get("parts") or {}).values()]
+        if max(float(before["received_at"]), *begun, 0.0) > now - 300:
+            raise Violation("what is under way is not erased", text.name, (id_,))
+        kept = ("kind", "provider", "received_at", "expires_at", "confirmation", "redriven_at")
+        if any(before.get(name) != after.get(name) for name in kept):
+            raise Violation("an erasure leaves what became of it", text.name, (id_,))
+        old, new = before.get("parts") or {}, after.get("parts") or {}
+        states = {number: (part["state"], part["attempt"]) for number, part in old.items()}
+        ended = "outcome" in before or (states and all(s == "sent" for s, _ in states.values()))
+        outcome = before.get("outcome", None if ended else "erased")
+        for number, (state, attempt) in states.items():
+            states[number] = ("failed" if state in ("sending", "unknown") else state, attempt)
+        left = {number: (part["state"], part["attempt"]) for number, part in new.items()}
+        told = [
+            [part.get(n) for n in ("status", "rank")] for part in (*old.values(), *new.values())
+        ]
+        if (
+            (outcome, states) != (after.get("outcome"), left)
+            or told[: len(old)] != told[len(old) :]
+            or "unknown_bucket" in after
+        ):
+            raise Violation("an erasure leaves what became of it", text.name, (id_,))
+        names = {name for part in new.values() for name in part} | set(after)
+        words = any(part["text"] or part["media"] or part["provider_id"] for part in new.values())
+        if words or names & {"theirs", "ours", "callback_url", "request", "owner", "lease_until"}:
+            raise Violation("what is erased is gone", text.name, (id_,))
+
+    def _is_erased(self, text: Text) -> bool:
+        """Whether it may be missing: it came before an erasure was over."""
+        found = self.erased.get(text.person)
+        return found is not None and (found.running > 0 or text.at <= found.until)
+
+    def nothing_is_left(self, person: str) -> None:
+        """No store has a person's number or words."""
+        sqs = self._cloud.stores["sqs"]
+        held = [
+            json.dumps(i)
+            for i in self._cloud.stores["dynamodb"].scan(
+                TableName="spillway-test", ConsistentRead=True
+            )["Items"]
+        ]
+        held += [
+            one.body
+            for queue in ("processing", "outbound.fifo", *_DLQ.values())
+            for one in sqs.messages(f"spillway-test-{queue}")
+        ]
+        for key, body in outside.objects(self._cloud.stores["s3"]):
+            packed = not key.startswith("quarantine/")
+            held.append(gzip.decompress(body).decode() if packed else outside.quarantined(body))
+        # (What cannot be read says nowhere whose it is: a provider that names nobody.)
+        of_theirs = [
+            text
+            for text in self._out.texts.values()
+            if text.person == person and text.kind != outside.UNREADABLE
+        ]
+        words = {f"{text.name} is the heron" for text in of_theirs}
+        words |= {f"{text.name} v" for text in of_theirs} | {f"{t.name} beep" for t in of_theirs}
+        for one in (person.removeprefix("+"), *sorted(words)):
+            for content in held:
+                if one in content:
+                    raise Violation("what is erased is gone", f"{one}: {content[:300]}")
+
+    def nothing_is_left_of_before(self, person: str, began: float) -> None:
+        """What a person wrote or was written before an erasure that went well is nowhere."""
+        found = [
+            self._plain(item) or {}
+            for item in self._cloud.stores["dynamodb"].scan(
+                TableName="spillway-test", ConsistentRead=True
+            )["Items"]
+        ]
+        for key, body in outside.objects(self._cloud.stores["s3"]):
+            if not key.startswith("quarantine/"):
+                found += map(json.loads, gzip.decompress(body).splitlines())
+        for queue in _DLQ.values():
+            for letter in self._cloud.stores["sqs"].messages(f"spillway-test-{queue}"):
+                if letter.body not in GARBAGE:
+                    envelope = json.loads(letter.body)
+                    payload = envelope["payload"]
+                    who = payload.get("sender", payload.get("theirs"))
+                    found.append({"from": who, "received_at": envelope["received_at"]})
+        for one in found:
+            theirs = person in (one.get("from"), one.get("theirs"))
+            if theirs and float(one["received_at"]) < began - 1:
+                raise Violation("what is erased is gone", f"{person}: {one}")
+
+    def answered(self, person: str) -> list[Text]:
+        """The person's texts of which the stores still know that they came and were answered."""
+        found = []
+        for text in self._out.texts.values():
+            keys = [f"{kind}#{text.id.message}" for kind in ("IN", "OUT")]
+            pk = f"C#{text.id.conversation}"
+            there = [
+                self._item(pk, sk) for sk in keys if text.kind != outside.OUTGOING or sk[0] == "O"
+            ]
+            if text.person == person and text.kind != outside.UNREADABLE and all(there):
+                found.append(text)
+        return found
 
     def _is_allowed(self, reference: str, part: Item) -> None:
         """Sent again blindly is only what a person or the setting wants so; by the setting twice,
@@ -432,6 +541,8 @@ class Invariants:
                 kept = text.provider_id in archived[""] or any(text.provider_id in p for p in aside)
                 if text.acknowledged and not kept:
                     raise Violation("what cannot be read is kept", text.name)
+                continue
+            if self._is_erased(text):
                 continue
             if text.acknowledged and text.kind != outside.OUTGOING:
                 self._stored(text, archived, dead["processing"])
@@ -639,7 +750,8 @@ class Invariants:
                 for one in self._out.texts.values()
             )
             told = item.get("outcome") == "failed: opted_out" or text.person in self._out.unwanted
-            if told and not again:
+            # (A receipt that came after an erasure was nobody's.)
+            if told and not again and not self._is_erased(text):
                 listed = self._item(f"P#{self._brand}#{KEYS.number(text.person)}", "CONSENT") or {}
                 if listed.get("event") != "stop":
                     raise Violation("a provider's word is heard", text.name, (str(text.id),))

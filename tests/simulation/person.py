@@ -1,9 +1,12 @@
-"""The person in charge: moves dead letters back, and decides about unknown sends."""
+"""The person in charge: moves dead letters back, decides about unknown sends, erases people."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from chalicelib.ledger import Busy, Ledger
@@ -12,10 +15,13 @@ from chalicelib.queues import Queues
 from chalicelib.runtime import is_transient
 from chalicelib.settling import Decision, decide
 from chalicelib.table import Table
+from spillway.operate.erasure import Erased, Erasure
+from spillway.stores import Stores
 from tests.simulation.causes import current_state
 from tests.simulation.functions import Mapping as Source
 from tests.simulation.outside import Outside
 from tests.simulation.runtime import Cloud, SimulatedRuntime
+from tests.simulation.stores import REGION
 from tests.simulation.world import Process, Violation
 
 # Neither JSON, nor an envelope, nor of a kind that either queue may carry.
@@ -32,7 +38,35 @@ GARBAGE = (
         }
     ),
 )
+_MOST_RUNS = 20
 _SOURCES = {"processing-dlq": "processing", "outbound-dlq.fifo": "outbound.fifo"}
+
+
+@dataclass
+class Erasures:
+    """How many runs erase somebody just now, and when the last ended."""
+
+    running: int = 0
+    until: float = 0.0
+
+
+class SimulatedStage:
+    """What `spillway erase` asks of a stage, on the simulated stores."""
+
+    local = None
+    name = "test"
+
+    def __init__(self, cloud: Cloud, process: Process, settings: Callable[[str], Any]) -> None:
+        self.settings = settings
+        self._runtime = SimulatedRuntime(cloud, process, "eraser", 0.0)
+        self.region = REGION
+        self.stores = Stores(self, self.name)  # type: ignore[arg-type]
+
+    def runtime(self) -> SimulatedRuntime:
+        return self._runtime
+
+    def client(self, service: str) -> Any:
+        return getattr(self._runtime, service)
 
 
 class Operator:
@@ -54,12 +88,18 @@ class Operator:
         self._moved = 0
         self.littered = False
         self.says: tuple[Decision, ...] = ("sent", "resend", "give_up")
+        self.settings: Callable[[str], Any] = lambda role: None
+        self.erased: dict[str, Erasures] = {}  # by person
+        # Called where a run says that all is gone: who, and when it began.
+        self.on_good: Callable[[str, float], None] = lambda person, began: None
 
     def redrive(self) -> None:
         """Every dead letter goes back to its queue. Sent first, then deleted: none is lost."""
         sqs = self._cloud.stores["sqs"]
         for dead, source in _SOURCES.items():
-            for letter in list(sqs.messages(f"spillway-test-{dead}")):
+            # (Whom somebody else looks at just now, stays.)
+            letters = sqs.messages(f"spillway-test-{dead}")
+            for letter in [one for one in letters if one.visible_at <= self._cloud.world.now]:
                 self._cloud.world.note("operator", f"redrives {letter.id[:8]} to {source}")
                 self._moved += 1
                 fifo: dict[str, Any] = {}
@@ -115,6 +155,42 @@ class Operator:
             if heard and world.chance(0.3):
                 # Once more, as somebody does who is not sure that it was heard.
                 self._says(id_, part, attempt, word)
+
+    def erase(self, person: str, *, until_good: bool = False) -> None:
+        """Erases somebody; again where the command died or failed, and until it is good where it
+        is said that nobody comes between any more."""
+        world, cloud = self._cloud.world, self._cloud
+        erased = self.erased.setdefault(person, Erasures())
+        result = None
+        for _ in range(_MOST_RUNS):
+            process = Process(f"eraser-{world.steps}")
+            stage: Any = SimulatedStage(cloud, process, self.settings)
+            erased.running += 1
+            task = world.spawn(partial(_erased, stage, person), process)
+            began = task.notes["began"] = world.now
+            world.wait(task)
+            erased.running -= 1
+            erased.until = world.now
+            error = task.error
+            if error is not None and not process.dead and not is_transient(error):
+                raise Violation("no bug", f"{type(error).__name__} left the erasure: {error!r}")
+            result = task.result if error is None and not process.dead else None
+            world.note("operator", f"erased {person}: {result}")
+            if result is not None and result.good:
+                self.on_good(person, began)
+            if result is not None and (result.good or not until_good or self._crowded(result)):
+                return
+            world.sleep(60 * world.random.random())
+        if until_good:
+            raise Violation("what is erased is gone", f"not in {_MOST_RUNS} runs: {result}")
+
+    def _crowded(self, result: Erased) -> bool:
+        """Whether all that it says is that it could not see what stands behind ten letters of one
+        group: SQS shows nobody more."""
+        letters = self._cloud.stores["sqs"].messages("spillway-test-outbound-dlq.fifo")
+        most = max(Counter(letter.group for letter in letters).values(), default=0)
+        seen = replace(result, unseen={**result.unseen, "outbound-dlq.fifo": 0})
+        return seen.good and most > 10
 
     def _says(self, id_: MessageId, part: int, attempt: int, word: Decision) -> bool | None:
         """One decision; whether it was taken, None where it failed. What comes of it is what was
@@ -193,6 +269,10 @@ class Operator:
                     )
                     found.append((id_, int(number), int(part["M"]["attempt"]["N"])))
         return found
+
+
+def _erased(stage: Any, person: str) -> Erased:
+    return Erasure(stage, person, wait=600.0).run()
 
 
 def _url(sqs: Any, queue: str) -> str:

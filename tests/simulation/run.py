@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 from chalicelib import observing
@@ -42,6 +43,7 @@ from tests.simulation.stores.dynamodb import DynamoDb
 from tests.simulation.stores.s3 import S3
 from tests.simulation.stores.secrets import Secrets
 from tests.simulation.stores.sqs import Sqs
+from tests.simulation.story import PEOPLE
 from tests.simulation.world import START, NeverRests, Task, Violation, World
 
 QUEUES = {
@@ -51,6 +53,7 @@ QUEUES = {
     "outbound-dlq.fifo": True,
 }
 FOURTEEN_DAYS = 14 * 86_400
+_ERASED = 0.15  # how likely somebody wants to be forgotten
 
 
 @dataclass
@@ -153,6 +156,16 @@ class Simulation:
             self.cloud, self.outside, self.mappings, self.invariants.allow, self.invariants.resumed
         )
         self.operator.says = story.says
+        self.operator.settings = self._settings
+        self.invariants.erased = self.operator.erased
+        self.operator.on_good = self.invariants.nothing_is_left_of_before
+        # (Drawn apart, so that no other seed is another story for it.)
+        erasing = Random(f"{seed} erases")
+        self.erases = ""
+        if erasing.random() < _ERASED:
+            self.erases = erasing.choice(PEOPLE[:2])
+            after = (story.end - START) * erasing.random() * erasing.choice((1.0, 0.2))
+            world.spawn(lambda: self.operator.erase(self.erases), after=after)
         for text in story.texts:
             world.spawn(lambda text=text: self.outside.write(text), after=text.at - START)  # type: ignore[misc]
         self.outside.robot = story.robot
@@ -185,14 +198,30 @@ class Simulation:
         """Until rest, and looks whether all is well then."""
         if not self.story.calm:
             self.cloud.faults.calm_at = self.story.end
-        self.world.run(self.story.end + 30 * HOURS)
-        self.invariants.at_rest(self.mappings, self.operator.littered)
         world = self.world
+        world.run(self.story.end + 30 * HOURS)
         self.cloud.faults.calm_at = world.now
         self.cloud.outages.clear()
         self.cloud.slowness.clear()
+        if self.erases:
+            self._erased_for_good(self.erases)
+        self.invariants.at_rest(self.mappings, self.operator.littered)
         world.spawn(lambda: self.invariants.asked_for(self.door))
         world.run(world.now + HOURS)
+
+    def _erased_for_good(self, person: str) -> None:
+        """When nobody does anything any more, nothing is left of somebody; and nothing comes of
+        it when the provider tells of their texts once more."""
+        world, said = self.world, len(self.outside.accepted)
+        world.spawn(lambda: self.operator.erase(person, until_good=True))
+        world.run(world.now + 10 * HOURS)
+        self.invariants.nothing_is_left(person)
+        for text in self.invariants.answered(person):
+            world.spawn(lambda text=text: self.outside._tell(text))  # type: ignore[misc]
+        world.run(world.now + 10 * HOURS)
+        self.invariants.nothing_is_left(person)
+        if len(self.outside.accepted) != said:
+            raise Violation("what is erased is gone", f"{person} is answered again")
 
     def _decide_soon(self) -> None:
         if self.world.chance(self.story.prompt):

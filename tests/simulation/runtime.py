@@ -4,7 +4,7 @@ where a process can die, and where a store or the network can fail in each of it
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import httpx
@@ -25,6 +25,12 @@ _THROTTLES = {
     "dynamodb": "ProvisionedThroughputExceededException",
     "s3": "SlowDown",
     "secretsmanager": "ThrottlingException",
+}
+
+# What an answer says of the next page, and how that is asked for.
+_TOKENS = {
+    "scan": ("LastEvaluatedKey", "ExclusiveStartKey"),
+    "list_objects_v2": ("NextContinuationToken", "ContinuationToken"),
 }
 
 Watcher = Callable[[Task, str, str, dict[str, Any], Any], None]
@@ -233,12 +239,32 @@ class _Client:
         self.exceptions = getattr(store, "exceptions", None)
         self.meta = getattr(store, "meta", None)
 
+    def get_paginator(self, operation: str) -> _Pages:
+        return _Pages(getattr(self, operation), *_TOKENS[operation])
+
     def __getattr__(self, operation: str) -> Callable[..., Any]:
         def call(**arguments: Any) -> Any:
             return self._runtime.call(self._service, operation, arguments)
 
         self.__dict__[operation] = call
         return call
+
+
+class _Pages:
+    """What boto3's paginators do: call after call, until an answer says that it is the last."""
+
+    def __init__(self, call: Callable[..., Any], told: str, asked: str) -> None:
+        self._call = call
+        self._told, self._asked = told, asked
+
+    def paginate(self, **arguments: Any) -> Iterator[Any]:
+        following: dict[str, Any] = {}
+        while True:
+            page = self._call(**arguments, **following)
+            yield page
+            if self._told not in page:
+                return
+            following = {self._asked: page[self._told]}
 
 
 class _Network(httpx.BaseTransport):

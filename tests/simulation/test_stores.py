@@ -148,6 +148,30 @@ def test_several_objects_are_deleted_at_once(bucket: Any) -> None:
     assert left["Key"] == "b"
 
 
+@pytest.mark.parametrize("operation", ["put_object", "delete_object"])
+def test_an_object_is_changed_only_as_it_was_read(bucket: Any, operation: str) -> None:
+    read = bucket.put_object(Bucket=BUCKET, Key="a", Body=b"as it was read")["ETag"]
+    body = {"Body": b"changed"} if operation == "put_object" else {}
+    change = getattr(bucket, operation)
+    # WHEN somebody comes between, THEN nothing happens
+    bucket.put_object(Bucket=BUCKET, Key="a", Body=b"another's")
+    with pytest.raises(ClientError) as caught:
+        change(Bucket=BUCKET, Key="a", IfMatch=read, **body)
+    assert code(caught) == "PreconditionFailed"
+    assert bucket.get_object(Bucket=BUCKET, Key="a")["Body"].read() == b"another's"
+    # WHEN nobody does, THEN it is done
+    now = bucket.head_object(Bucket=BUCKET, Key="a")["ETag"]
+    change(Bucket=BUCKET, Key="a", IfMatch=now, **body)
+    left = bucket.list_objects_v2(Bucket=BUCKET).get("Contents", [])
+    assert [one["Size"] for one in left] == ([len(b"changed")] if body else [])
+    # WHEN it is gone, THEN that is told
+    bucket.delete_object(Bucket=BUCKET, Key="a")
+    with pytest.raises(ClientError) as caught:
+        change(Bucket=BUCKET, Key="a", IfMatch=now, **body)
+    assert code(caught) == "NoSuchKey"
+    assert bucket.list_objects_v2(Bucket=BUCKET)["KeyCount"] == 0
+
+
 def test_spillways_archive_works_on_it(bucket: Any) -> None:
     runtime = FakeRuntime()
     runtime.__dict__["s3"] = bucket

@@ -721,6 +721,17 @@ def pages(operation: Callable[..., Any], **parameters: Any) -> list[list[Item]]:
 IN_ORDER = ["", "IN#1", "IN#10", "IN#2", "OUT#1", "Z", "a", "é", "👋"]
 
 
+def test_a_table_says_how_much_it_has(table: TableBed) -> None:
+    def said() -> tuple[int, bool]:
+        found = table.client.describe_table(TableName=TABLE)["Table"]
+        return found["ItemCount"], found["TableSizeBytes"] > 0
+
+    assert said() == (0, False)
+    table.put(item("P", "1", a="x"), item("P", "2"), item("Q", "1"))
+    # (AWS counts every six hours or so; moto counts no bytes.)
+    assert said() == (3, table.kind != "moto")
+
+
 @pytest.fixture
 def conversation(table: TableBed) -> TableBed:
     """A conversation with an item for each of IN_ORDER, and another one."""

@@ -69,11 +69,13 @@ class S3:
         Body: bytes,
         ContentType: str = "binary/octet-stream",
         ContentEncoding: str | None = None,
+        IfMatch: str = "",
         **other: Any,
     ) -> dict[str, Any]:
         nothing_else("put_object", other)
         must_be(bytes, "Body", Body)
         self._check("PutObject", Bucket)
+        self._check_match("PutObject", Key, IfMatch)
         headers = {"ContentType": ContentType}
         if ContentEncoding is not None:
             headers["ContentEncoding"] = ContentEncoding
@@ -127,9 +129,12 @@ class S3:
             answer["NextContinuationToken"] = page[-1]
         return answer
 
-    def delete_object(self, *, Bucket: str, Key: str, **other: Any) -> dict[str, Any]:
+    def delete_object(
+        self, *, Bucket: str, Key: str, IfMatch: str = "", **other: Any
+    ) -> dict[str, Any]:
         nothing_else("delete_object", other)
         self._check("DeleteObject", Bucket)
+        self._check_match("DeleteObject", Key, IfMatch)
         self._objects.pop(Key, None)
         return {}
 
@@ -150,6 +155,21 @@ class S3:
                 "NoSuchBucket",
                 "The specified bucket does not exist",
                 NoSuchBucket,
+            )
+
+    def _check_match(self, operation: str, key: str, etag: str) -> None:
+        """https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-requests.html"""
+        if not etag:
+            return
+        found = self._objects.get(key)
+        if found is None:
+            missing = "The specified key does not exist."
+            raise refusal(operation, "NoSuchKey", missing, NoSuchKey, Key=key)
+        if found.etag != etag:
+            raise refusal(
+                operation,
+                "PreconditionFailed",
+                "At least one of the pre-conditions you specified did not hold",
             )
 
 
