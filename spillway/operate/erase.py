@@ -86,12 +86,19 @@ def erase(
 
 
 def _teller(progress: Progress) -> Tell:
-    """A bar for each thing that is done, the second time anew."""
+    """A bar for each thing that is done, one after the other; a second time it begins anew."""
     bars: dict[str, TaskID] = {}
+    doing: list[str] = []
 
     def tell(what: str, done: int, total: int) -> None:
-        if what not in bars:
-            bars[what] = progress.add_task(what, total=None)
+        if doing != [what]:
+            for before in doing:
+                progress.stop_task(bars[before])
+            if what in bars:
+                progress.reset(bars[what], total=None)
+            else:
+                bars[what] = progress.add_task(what, total=None)
+            doing[:] = [what]
         # (What is said of the table's size is old.)
         progress.update(bars[what], completed=done, total=max(done, total) or None)
 

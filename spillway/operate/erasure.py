@@ -190,7 +190,7 @@ class Erasure:
         removed = {
             "archive": self._archive(objects, erase=True).theirs,
             "quarantine": self._quarantine(erase=True).theirs,
-            "replies": sum(map(self._blank_reply, found.replies)),
+            "replies": self._blank_replies(found.replies),
             "texts": sum(map(self._blank_text, found.texts)),
             "consent": sum(map(self._blank_consent, found.consent)),
             "dead_letters": sum(
@@ -284,9 +284,12 @@ class Erasure:
         else:
             found.texts.append(item)
 
-    def _blank_reply(self, reply: Reply) -> bool:
-        """Whether it is blanked. One that stays recent for too long, or in motion, is left."""
+    def _blank_replies(self, replies: Sequence[Reply]) -> int:
+        """How many are blanked. What stays recent for too long, or in motion, is left."""
         end = self._runtime.now() + self._wait
+        return sum(self._blank_reply(reply, end) for reply in replies)
+
+    def _blank_reply(self, reply: Reply, end: float) -> bool:
         tries = 0
         while tries < TRIES:
             begun = [part.started_at or 0.0 for part in reply.parts or ()]

@@ -78,6 +78,7 @@ class Invariants:
         self.on_partly_sent: Callable[[str], None] = lambda id_: None
         self.answers_stop = False
         self._answered_at: dict[str, dict[str, tuple[float, float]]] = defaultdict(dict)
+        self._forgotten: set[str] = set()  # what the loop guard counts no more
         self.erased: Mapping_[str, Erasures] = {}
         self._step = 0
         self._claimed = False  # by the call that is being served
@@ -211,9 +212,10 @@ class Invariants:
         # that came first and was overtaken on its way to the queue.)
         order = self._queued[text.id.conversation]
         before = order[: order.index(str(text.id)) + 1]
+        counted = [one for one in before if one.partition("-")[2][:8] not in self._forgotten]
         near = sum(
             received_at - 599 < at <= received_at and now - 599 < then
-            for at, then in (answered[id_] for id_ in before if id_ in answered)
+            for at, then in (answered[id_] for id_ in counted if id_ in answered)
         )
         if 0 < self.loop_limit < near:
             raise Violation("robots are parted", f"{near} answers in ten minutes", (str(text.id),))
@@ -236,6 +238,10 @@ class Invariants:
                 self._opted_out.pop(pk, None)
         if sk.startswith("IN#") and new is not None and new.get("keyword", {}).get("S") == "stop":
             self._stop_is_listed(f"{pk.partition('#')[2]}-{sk.partition('#')[2]}")
+        if sk == "LOOP" and old is not None and "replies" not in (new or {}):
+            # Held: when that is over the count begins anew.
+            counted = old.get("replies", {}).get("SS", [])
+            self._forgotten |= {entry.partition("-")[2] for entry in counted}
         if sk.startswith("OUT#"):
             before, after = self._plain(old) or {}, self._plain(new) or {}
             self._on_reply(f"{pk.partition('#')[2]}-{sk.partition('#')[2]}", before, after)
