@@ -15,6 +15,7 @@ import app as app_module
 from chalicelib.credentials import hash_of
 from chalicelib.messages import Keys
 from chalicelib.providers.twilio import Twilio
+from chalicelib.queues import QueueRefused
 from chalicelib.receiving import Receiver
 from tests.fakes import OURS, THEIRS, FakeRuntime, settings
 from tests.signing import HOST, TelnyxKey, api_event, telnyx_event, twilio_event
@@ -481,9 +482,42 @@ def test_a_bad_request_of_our_own_client(
     assert not sent(runtime, "outbound.fifo")
 
 
-def test_a_queue_that_refuses_an_outgoing_text(runtime: FakeRuntime) -> None:
+def test_a_queue_that_refuses_an_outgoing_text(
+    runtime: FakeRuntime, capsys: pytest.CaptureFixture[str]
+) -> None:
     runtime.queues.refuses["outbound.fifo"] = ConnectTimeoutError(endpoint_url="https://sqs")
     assert call(post({"to": THEIRS, "text": "x"}))[0] == 503
+    refused = lines(capsys)
+    # AND when it comes again, it has the id under which it was refused
+    del runtime.queues.refuses["outbound.fifo"]
+    id_ = json.loads(call(post({"to": THEIRS, "text": "x"}))[2])["id"]
+    assert [line["id"] for line in (*refused, *lines(capsys))] == [id_] * 3
+
+
+@pytest.mark.parametrize(
+    ("error", "unexpected"),
+    [
+        (ConnectTimeoutError(endpoint_url="https://sqs"), []),
+        (QueueRefused("1 of 2 not taken"), []),
+        (RuntimeError(THEIRS), [1]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_fault_that_nobody_expects_is_counted(
+    runtime: FakeRuntime,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    unexpected: list[int],
+) -> None:
+    runtime.queues.refuses["processing"] = error
+    assert call(twilio_event({"Body": "a secret text", "MessageSid": "SM1"}))[0] == 503
+    said = lines(capsys)
+    assert [line["Faults"] for line in said if "Faults" in line] == [1]
+    assert [line["UnexpectedErrors"] for line in said if "UnexpectedErrors" in line] == unexpected
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
 def test_a_fault_of_ours_with_an_outgoing_text(
