@@ -23,10 +23,12 @@ from functools import partial
 from math import ceil
 from typing import Any, Protocol, TypeVar
 
+from chalicelib.consent import event_in
 from chalicelib.observing import count, log
 from chalicelib.queues import Envelope, EnvelopeError, Kind, Queues
 from chalicelib.runtime import Runtime, is_transient
 from chalicelib.table import Table
+from chalicelib.text import normalise
 
 T = TypeVar("T")
 
@@ -322,6 +324,9 @@ class Batch:
         )
         count("DeadLetters", reason=reason.partition(":")[0], id=_id(record))
         log("ERROR", "dead_lettered", id=_id(record), reason=reason, receives=record.receives)
+        if _says_stop(record.envelope):
+            # Alarmed at once: somebody may get texts against their will.
+            count("StopsDeadLettered", id=_id(record))
 
     def _start(self, record: Record) -> None:
         """Counts a start, from the second receive on: nearly all messages are received once."""
@@ -394,6 +399,15 @@ def _this(record: Record) -> dict[str, Any]:
 
 def _id(record: Record) -> str:
     return record.envelope.log_id if record.envelope else ""
+
+
+def _says_stop(envelope: Envelope | None) -> bool:
+    """Whether this is a text that says STOP, as far as it can be read."""
+    if envelope is None or envelope.kind != "inbound":
+        return False
+    words = envelope.payload.get("text")
+    said = event_in(normalise(words)) if isinstance(words, str) else None
+    return (envelope.payload.get("consent_hint") or said) == "stop"
 
 
 def _task(

@@ -438,6 +438,41 @@ def test_what_is_no_envelope_is_dead_lettered_at_once(runtime: FakeRuntime, text
     assert history(copy)["reason"] == "not_an_envelope"
 
 
+@pytest.mark.parametrize(
+    ("kind", "payload", "counted"),
+    [
+        ("inbound", {"text": "STOP"}, True),
+        ("inbound", {"text": "Please stop texting me\r\n"}, True),
+        ("inbound", {"text": "A heron?", "consent_hint": "stop"}, True),
+        ("inbound", {"text": "A heron?", "consent_hint": None}, False),
+        ("inbound", {"text": "STOP", "consent_hint": "help"}, False),
+        ("inbound", {"text": "START"}, False),
+        # What cannot be read as a message is dead-lettered all the same.
+        ("inbound", {"consent_hint": "stop"}, True),
+        ("inbound", {"text": 7}, False),
+        ("inbound", {}, False),
+        # Ours to them.
+        ("outgoing", {"text": "STOP"}, False),
+        ("settle", {"part": 1}, False),
+    ],
+)
+def test_a_stop_among_the_dead_letters_is_counted(
+    runtime: FakeRuntime,
+    capsys: pytest.CaptureFixture[str],
+    kind: Kind,
+    payload: dict[str, Any],
+    counted: bool,
+) -> None:
+    id_ = str(MessageId("c" * 24, "d" * 24))
+    event = sqs_event([Envelope(kind, "c" * 24, id_, NOW, payload).body()])
+    one = batch(runtime, event)
+    one.each(lambda envelope, record: raise_(GiveUp("never")), needs=0)
+    assert reported(one.finish()) == []
+    assert len(dead(runtime)) == 1
+    stops = [line for line in logged(capsys) if "StopsDeadLettered" in line]
+    assert [(line["StopsDeadLettered"], line["id"]) for line in stops] == [(1, id_)] * counted
+
+
 def raise_(error: Exception) -> None:
     raise error
 
