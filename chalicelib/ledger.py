@@ -176,15 +176,15 @@ class Ledger:
             "received_at": received_at,
             "expires_at": int(received_at + self._keep),
         }
-        return _reply(self._table.insert(item) or item)
+        return reply_of(self._table.insert(item) or item)
 
     def find(self, id_: MessageId) -> Reply | None:
         item = self._table.get(_key(id_))
-        return None if item is None else _reply(item)
+        return None if item is None else reply_of(item)
 
     def conversation(self, name: str) -> list[tuple[MessageId, PartEntry]]:
         """Every part of every reply of a conversation, each with its reply's id."""
-        replies = map(_reply, self._table.query(f"C#{name}", "OUT#"))
+        replies = map(reply_of, self._table.query(f"C#{name}", "OUT#"))
         return [(reply.id, part) for reply in replies for part in reply.parts or ()]
 
     def close(self, reply: Reply, outcome: str) -> Reply:
@@ -214,7 +214,7 @@ class Ledger:
             if not there.outcome:
                 raise Busy from None
             return there
-        return _reply(item)
+        return reply_of(item)
 
     def store_words(self, reply: Reply) -> None:
         """Stores the words of a draft that cannot be claimed now. Words that are there stay."""
@@ -468,7 +468,7 @@ class Ledger:
             )
         except Conflict:
             raise Busy from None
-        return _reply(item)
+        return reply_of(item)
 
     # -- receipts
 
@@ -500,7 +500,7 @@ class Ledger:
                 expected = part["state"]
                 last = _part(conflict.item, number + 1) is None
             else:
-                return Received("recorded", _reply(item))
+                return Received("recorded", reply_of(item))
         raise Busy
 
     def _record(
@@ -618,10 +618,11 @@ def _there(conflict: Conflict) -> Reply:
     if conflict.item is None:
         # Opened and gone: only a person or the end of its life removes an item.
         raise Busy
-    return _reply(conflict.item)
+    return reply_of(conflict.item)
 
 
-def _reply(item: Item) -> Reply:
+def reply_of(item: Item) -> Reply:
+    """A reply as an item of the table has it."""
     parts = item.get("parts")
     return Reply(
         id=MessageId(item["pk"].partition("#")[2], item["sk"].partition("#")[2]),

@@ -248,4 +248,5 @@ def start() -> Processing:
     settings = load(os.environ)
     runtime = Runtime()
     runtime.warm("sqs", "dynamodb", "s3", "http")
+    log("INFO", "started", code=runtime.boto3)
     return Processing(runtime, settings)

@@ -397,4 +397,5 @@ def start() -> Receiver:
     settings = load(os.environ)
     runtime = Runtime(hurry=True)
     runtime.warm("sqs", "secretsmanager")
+    log("INFO", "started", code=runtime.boto3)
     return Receiver(runtime, settings)

@@ -69,6 +69,13 @@ class Runtime:
         for client in clients:
             getattr(self, client)
 
+    @property
+    def boto3(self) -> str:
+        """Which boto3 this is: on Lambda the runtime brings it, and changes it when it likes."""
+        import boto3
+
+        return f"boto3 {boto3.__version__}"
+
     @cached_property
     def sqs(self) -> SQSClient:
         client: SQSClient = self._client("sqs")

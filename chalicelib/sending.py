@@ -419,4 +419,5 @@ def start() -> Sender:
     settings = load(os.environ)
     runtime = Runtime()
     runtime.warm("sqs", "dynamodb", "http")
+    log("INFO", "started", code=runtime.boto3)
     return Sender(runtime, settings)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 from chalicelib.runtime import NotReady, Runtime
@@ -48,7 +48,7 @@ class Table:
             TableName=self._name, Key=_key(key), ConsistentRead=True
         )
         found = answer.get("Item")
-        return None if found is None else self._read(found)
+        return None if found is None else read_item(found)
 
     def get_many(self, keys: Sequence[Key]) -> dict[Key, Item]:
         """The items that exist, by key. Raises ReadIncomplete under lasting throttling."""
@@ -65,7 +65,7 @@ class Table:
                 )
                 responses: Any = answer["Responses"]
                 for one in responses.get(self._name, []):
-                    item = self._read(one)
+                    item = read_item(one)
                     found[item["pk"], item["sk"]] = item
                 unread: Any = answer.get("UnprocessedKeys", {})
                 again += unread.get(self._name, {}).get("Keys", [])
@@ -89,7 +89,7 @@ class Table:
                 ConsistentRead=True,
                 **following,
             )
-            found += [self._read(item) for item in answer["Items"]]
+            found += [read_item(item) for item in answer["Items"]]
             if "LastEvaluatedKey" not in answer:
                 return found
             following = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
@@ -134,23 +134,17 @@ class Table:
         except client.exceptions.ConditionalCheckFailedException as error:
             raise self._conflict(error) from None
         # (None where something was to be taken from an item that is not there.)
-        return self._read(answer.get("Attributes", {}))
+        return read_item(answer.get("Attributes", {}))
 
     def _conflict(self, error: Any) -> Conflict:
         found = error.response.get("Item")
-        return Conflict(self._read(found) if found else None)
+        return Conflict(read_item(found) if found else None)
 
     @cached_property
     def _serializer(self) -> TypeSerializer:
         from boto3.dynamodb.types import TypeSerializer
 
         return TypeSerializer()
-
-    @cached_property
-    def _deserializer(self) -> TypeDeserializer:
-        from boto3.dynamodb.types import TypeDeserializer
-
-        return TypeDeserializer()
 
     def _write(self, item: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -159,8 +153,18 @@ class Table:
             if value is not None
         }
 
-    def _read(self, item: Mapping[str, Any]) -> Item:
-        return {name: _plain(self._deserializer.deserialize(value)) for name, value in item.items()}
+
+def read_item(item: Mapping[str, Any]) -> Item:
+    """An item as DynamoDB writes it, in plain values."""
+    read = _deserializer().deserialize
+    return {name: _plain(read(value)) for name, value in item.items()}
+
+
+@cache
+def _deserializer() -> TypeDeserializer:
+    from boto3.dynamodb.types import TypeDeserializer
+
+    return TypeDeserializer()
 
 
 def _key(key: Key) -> dict[str, Any]:

@@ -27,6 +27,11 @@ class Aws:
         region: str = self.session.region_name
         return region
 
+    @property
+    def emulator(self) -> str:
+        """The address of the emulator that stands for AWS, "" where none does."""
+        return self.endpoint or os.environ.get("AWS_ENDPOINT_URL", "")
+
     @cached_property
     def account(self) -> str:
         """The account's number, from STS: the first call, which shows whether we are let in."""
@@ -61,7 +66,7 @@ class Aws:
 
     def _local(self) -> dict[str, Any]:
         # An emulator has one name for all buckets and services.
-        if not (self.endpoint or "AWS_ENDPOINT_URL" in os.environ):
+        if not self.emulator:
             return {}
         proxies: dict[str, str] = {}
         return {

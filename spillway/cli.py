@@ -8,8 +8,12 @@ from __future__ import annotations
 import typer
 from rich.console import Console
 
+from spillway.deploy import credentials, secrets
 from spillway.deploy.command import deploy, destroy
 from spillway.local.command import run
+from spillway.operate.doctor import doctor
+from spillway.operate.status import status
+from spillway.operate.trace import trace
 from spillway.problem import Problem
 from spillway.traffic.burst import burst
 from spillway.traffic.text import text
@@ -35,7 +39,12 @@ def spillway() -> None:
 app.command()(run)
 app.command()(text)
 app.command()(burst)
+app.command()(status)
+app.command()(trace)
+app.command()(doctor)
 app.command()(deploy)
+app.add_typer(secrets.app, name="secret")
+app.add_typer(credentials.app, name="credential")
 app.command()(destroy)
 
 

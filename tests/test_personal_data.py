@@ -55,10 +55,10 @@ from chalicelib.sending import Sender
 from chalicelib.yours.lookups import LOOKUPS
 from spillway import cli
 from spillway.local.folder import Folder
+from spillway.stores import Depth
 from spillway.traffic import burst as burst_module
 from spillway.traffic import text as text_module
 from spillway.traffic.burst import Count
-from spillway.traffic.stores import Depth
 from tests.fakes import HASH_KEY, NOW, SECRETS, Context, FakeRuntime, settings, sqs_event
 from tests.fuzz.memory import DAY, Answers, Memory
 from tests.signing import TelnyxKey, api_event, telnyx_event, twilio_event
@@ -1020,7 +1020,7 @@ def test_the_command_line_shows_no_number_as_it_fails(
 ) -> None:
     arguments = ["--provider" if one == "--name" else one for one in arguments]
     monkeypatch.setattr(Folder, "running", lambda self: LOCAL)
-    monkeypatch.setattr(text_module, "Stores", lambda local: FakeStores(answer, items))
+    monkeypatch.setattr(text_module, "LocalStores", lambda local: FakeStores(answer, items))
     monkeypatch.setattr(
         sys, "argv", ["spillway", "text", TEXT, *arguments, *(["--json"] if as_json else [])]
     )

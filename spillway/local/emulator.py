@@ -16,6 +16,8 @@ from spillway.local.ports import LOOPBACK
 _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "PYTHONPATH", "VIRTUAL_ENV", "SYSTEMROOT")
 
 HEALTH = "/_ministack/health"
+# Every message of a queue, which SQS itself never shows.
+MESSAGES = "/_ministack/sqs/messages"
 
 
 def environment(port: int, folder: Path, caller: Mapping[str, str]) -> dict[str, str]:

@@ -138,6 +138,14 @@ class Environments:
         """`.spillway/local.json`."""
         return {
             **self.where(),
+            "settings": {
+                settings["SPILLWAY_FUNCTION"]: {
+                    name: value
+                    for name, value in settings.items()
+                    if name in _SETTINGS or name.startswith("SPILLWAY_")
+                }
+                for settings in map(self.settings, FUNCTIONS)
+            },
             "credentials": self.keys.credentials,
             "secrets": self.keys.secrets,
             "pids": pids,

@@ -27,10 +27,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from chalicelib.queues import OUTBOUND, PROCESSING
+from chalicelib.table import Item
 from spillway.local.folder import Folder
 from spillway.problem import Problem
 from spillway.simulator import telnyx, twilio
-from spillway.traffic.stores import Item, Stores
+from spillway.traffic.stores import LocalStores
 
 CLIENTS = 32
 TRIES = 4  # a provider repeats a webhook that got a 5xx or no answer
@@ -151,7 +152,7 @@ def run(local: Mapping[str, Any], messages: list[Sent], *, console: Console) -> 
     """Sends, waits and counts."""
     began = time.time()
     with (
-        closing(Stores(local)) as stores,
+        closing(LocalStores(local)) as stores,
         Progress(
             TextColumn("{task.description:<12}"),
             BarColumn(),
@@ -173,7 +174,7 @@ def run(local: Mapping[str, Any], messages: list[Sent], *, console: Console) -> 
     return count
 
 
-def take(stores: Stores, messages: list[Sent], since: float) -> Count:
+def take(stores: LocalStores, messages: list[Sent], since: float) -> Count:
     """Counts what became of each message, from the stores and the outbox."""
     acknowledged = [one for one in messages if one.acknowledged_at is not None]
     items = {(item["pk"], item["sk"]): item for item in stores.items()}
@@ -297,7 +298,7 @@ def _webhook(local: Mapping[str, Any], message: Sent) -> tuple[str, dict[str, st
     return url, headers, body
 
 
-def _wait(stores: Stores, progress: Progress) -> None:
+def _wait(stores: LocalStores, progress: Progress) -> None:
     """Until nothing is left on both queues but looks for unknown sends, which go on for an hour,
     three times in a row (a receipt may still come), or stuck."""
     first = _total(stores)
@@ -315,12 +316,12 @@ def _wait(stores: Stores, progress: Progress) -> None:
         time.sleep(0.5)
 
 
-def _unknown(stores: Stores) -> int:
+def _unknown(stores: LocalStores) -> int:
     """How many replies have a send of unknown outcome."""
     return sum("unknown_bucket" in item for item in stores.items())
 
 
-def _total(stores: Stores) -> int:
+def _total(stores: LocalStores) -> int:
     try:
         depths = stores.depths()
     except BotoCoreError:

@@ -13,9 +13,10 @@ import typer
 from rich.console import Console
 
 from chalicelib.messages import number_kind
+from chalicelib.table import Item
 from spillway.local.folder import Folder
 from spillway.problem import Problem
-from spillway.traffic.stores import Item, Stores
+from spillway.traffic.stores import LocalStores
 
 POLL = 0.02
 
@@ -51,7 +52,7 @@ def text(
     console = Console(highlight=False)
     steps = []
     complete = False
-    with closing(Stores(local)) as stores:
+    with closing(LocalStores(local)) as stores:
         ours = local["numbers"][provider]
         for step in follow(stores, ours, provider, sender, words, seconds):
             steps.append(step)
@@ -71,7 +72,7 @@ def text(
 
 
 def follow(
-    stores: Stores, ours: str, provider: str, theirs: str, words: str, seconds: float
+    stores: LocalStores, ours: str, provider: str, theirs: str, words: str, seconds: float
 ) -> Iterator[dict[str, Any]]:
     """Each step as it is seen: {"step", "seconds" since the text was sent, and what there is to
     say about it}."""

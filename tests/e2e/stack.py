@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from spillway.local.folder import Folder
-from spillway.traffic.stores import Stores
+from spillway.traffic.stores import LocalStores
 
 T = TypeVar("T")
 PROJECT = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ class Stack:
     def __init__(self, folder: Path, process: subprocess.Popen[str]) -> None:
         self.folder = folder
         self.process = process
-        self.stores = Stores(self.local)
+        self.stores = LocalStores(self.local)
         self.http = self.stores.http
 
     def close(self) -> None:

@@ -131,7 +131,7 @@ def queue_forgets(stack: Stack, provider_id: str) -> None:
             "received_at": time.time(),
         },
     }
-    stack.stores.aws("sqs").send_message(
+    stack.stores.aws.client("sqs").send_message(
         QueueUrl=stack.stores.urls["outbound.fifo"],
         MessageBody=json.dumps(body),
         MessageGroupId=conversation,

@@ -31,7 +31,7 @@ def test_the_poison_is_dead_lettered_and_the_good_ones_are_answered_in_order(sta
         "received_at": time.time(),
         "payload": {"provider": "twilio", "no_such_field": True},
     }
-    stack.stores.aws("sqs").send_message(
+    stack.stores.aws.client("sqs").send_message(
         QueueUrl=stack.stores.urls["outbound.fifo"],
         MessageBody=json.dumps(poison),
         MessageGroupId=conversation,
@@ -60,7 +60,7 @@ def test_the_poison_is_dead_lettered_and_the_good_ones_are_answered_in_order(sta
 
 
 def test_what_is_no_message_of_ours_is_dead_lettered_at_once(stack: Stack) -> None:
-    stack.stores.aws("sqs").send_message(
+    stack.stores.aws.client("sqs").send_message(
         QueueUrl=stack.stores.urls["processing"], MessageBody="not an envelope"
     )
     [dead] = until(lambda: dead_letters(stack, "processing-dlq"), 20)
@@ -70,7 +70,7 @@ def test_what_is_no_message_of_ours_is_dead_lettered_at_once(stack: Stack) -> No
 
 def dead_letters(stack: Stack, queue: str = "outbound-dlq.fifo") -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = (
-        stack.stores.aws("sqs")
+        stack.stores.aws.client("sqs")
         .receive_message(QueueUrl=stack.stores.urls[queue], MessageAttributeNames=["All"])
         .get("Messages", [])
     )

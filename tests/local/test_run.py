@@ -129,7 +129,10 @@ def test_from_start_to_end(start: Callable[..., LocalRun]) -> None:
         "numbers",
         "public_url",
         "pids",
+        "settings",
     }
+    assert set(local["settings"]) == {"receiver", "processing", "sender"}
+    assert local["settings"]["receiver"]["PROVIDERS"] == "twilio,telnyx"
     assert set(local["pids"]) == CHILDREN
     assert len(set(local["pids"].values())) == len(CHILDREN)
     # THEN everything answers where it says

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from spillway.stores import Depth
 from spillway.traffic.burst import Sent, make, take
-from spillway.traffic.stores import Depth
 
 NOTHING = Depth(0, 0, 0)
 

@@ -1,0 +1,1 @@
+"""What operators ask of a stage, on this machine or deployed: status, trace, doctor, erase."""

@@ -1,0 +1,217 @@
+"""What a stage holds, read from where it is kept: table, archive, queues.
+
+Everything is read from the stores themselves, never from what a function said of itself.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+
+from chalicelib.ledger import UNKNOWN_BUCKETS
+from chalicelib.messages import Keys, MessageId
+from chalicelib.queues import DEAD_LETTERS, OUTBOUND, PROCESSING
+from chalicelib.table import Item, read_item
+from spillway.aws import Aws
+from spillway.problem import Problem
+
+QUEUES = (PROCESSING, OUTBOUND, *DEAD_LETTERS.values())
+# Seconds for which a dead letter that is looked at is hidden from whoever looks next.
+_LOOK = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """How many messages a queue holds: waiting, being worked on, delayed."""
+
+    waiting: int
+    in_flight: int
+    delayed: int
+
+    @property
+    def total(self) -> int:
+        return self.waiting + self.in_flight + self.delayed
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message on a dead-letter queue. `history`: what was done with it before, by name."""
+
+    queue: str
+    id: str
+    receipt_handle: str
+    body: str
+    history: Mapping[str, str]
+
+
+class Stores:
+    """The stores of one stage."""
+
+    def __init__(self, aws: Aws, stage: str) -> None:
+        self.aws = aws
+        self.stage = stage
+
+    def close(self) -> None:
+        """Closes every connection."""
+        self.aws.close()
+
+    @cached_property
+    def keys(self) -> Keys:
+        """The keyed hashes of this stage. Raises Problem where its key is missing."""
+        client = self.aws.client("secretsmanager")
+        name = f"spillway/{self.stage}/keys"
+        try:
+            found = client.get_secret_value(SecretId=name)
+        except client.exceptions.ResourceNotFoundException:
+            raise Problem(f"There is no secret {name}: is stage {self.stage} deployed?") from None
+        return Keys(json.loads(found["SecretString"])["hash_key"])
+
+    # -- the table ----------------------------------------------------------------------------
+
+    def conversation(self, ours: str, theirs: str) -> list[Item]:
+        """All items of a conversation."""
+        return self.partition(f"C#{self.keys.conversation(ours, theirs)}")
+
+    def partition(self, pk: str) -> list[Item]:
+        """All items under a partition key."""
+        pages = self._dynamodb.get_paginator("query").paginate(
+            TableName=self._table,
+            KeyConditionExpression="pk = :pk",
+            ExpressionAttributeValues={":pk": {"S": pk}},
+            ConsistentRead=True,
+        )
+        return [read_item(item) for page in pages for item in page["Items"]]
+
+    def message(self, id_: MessageId) -> tuple[Item | None, Item | None]:
+        """A message's item and its reply's, each None where it is not there."""
+        pk = f"C#{id_.conversation}"
+        return self._item(pk, f"IN#{id_.message}"), self._item(pk, f"OUT#{id_.message}")
+
+    def breaker(self, provider: str) -> Item:
+        """How a provider's breaker stands; empty where it is closed."""
+        return self._item(f"B#{provider}", "BREAKER") or {}
+
+    def items(self) -> Iterator[Item]:
+        """Every item of the table."""
+        for page in self._dynamodb.get_paginator("scan").paginate(
+            TableName=self._table, ConsistentRead=True
+        ):
+            yield from map(read_item, page["Items"])
+
+    def unknown(self) -> Iterator[Item]:
+        """Every reply with a part of unknown outcome, or one that waits behind it."""
+        for bucket in range(UNKNOWN_BUCKETS):
+            pages = self._dynamodb.get_paginator("query").paginate(
+                TableName=self._table,
+                IndexName="unknown",
+                KeyConditionExpression="unknown_bucket = :bucket",
+                ExpressionAttributeValues={":bucket": {"S": f"U#{bucket:02d}"}},
+            )
+            for page in pages:
+                yield from map(read_item, page["Items"])
+
+    # -- the archive --------------------------------------------------------------------------
+
+    def archived(self, since: float) -> Iterator[Item]:
+        """Every line of the archive's objects that were written since then (unix seconds)."""
+        for key in self.objects("messages/", since):
+            yield from self.lines(key)
+
+    def objects(self, prefix: str, since: float = 0.0) -> Iterator[str]:
+        """The keys of the archive's objects that were written since then (unix seconds)."""
+        start = datetime.fromtimestamp(int(since), UTC)
+        pages = self._s3.get_paginator("list_objects_v2")
+        for page in pages.paginate(Bucket=self.bucket, Prefix=prefix):
+            for found in page.get("Contents", []):
+                if found["LastModified"] >= start:
+                    yield found["Key"]
+
+    def lines(self, key: str) -> list[Item]:
+        """The lines of one object of messages."""
+        body = self._s3.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+        return [json.loads(line) for line in gzip.decompress(body).splitlines()]
+
+    @cached_property
+    def bucket(self) -> str:
+        """The archive."""
+        account = self.urls[PROCESSING].split("/")[-2]
+        return f"spillway-{self.stage}-archive-{account}-{self.aws.region}"
+
+    # -- the queues ---------------------------------------------------------------------------
+
+    @cached_property
+    def urls(self) -> dict[str, str]:
+        """The queues' URLs, by name. Raises Problem where there are none."""
+        sqs = self.aws.client("sqs")
+        try:
+            return {
+                name: sqs.get_queue_url(QueueName=f"spillway-{self.stage}-{name}")["QueueUrl"]
+                for name in QUEUES
+            }
+        except sqs.exceptions.QueueDoesNotExist:
+            raise Problem(
+                f"Stage {self.stage} has no queues in {self.aws.region}. Deploy it: "
+                f"spillway deploy --stage {self.stage}"
+            ) from None
+
+    def depths(self) -> dict[str, Depth]:
+        """The two queues and their dead-letter queues, by name."""
+        return {name: self._depth(name) for name in QUEUES}
+
+    def dead_letters(self, queue: str) -> Iterator[DeadLetter]:
+        """Every message of a dead-letter queue, as far as SQS shows them: each is hidden from
+        others for half a minute meanwhile, and counted as received once more."""
+        sqs = self.aws.client("sqs")
+        seen: set[str] = set()
+        while True:
+            found = sqs.receive_message(
+                QueueUrl=self.urls[queue],
+                MaxNumberOfMessages=10,
+                VisibilityTimeout=_LOOK,
+                MessageAttributeNames=["All"],
+            ).get("Messages", [])
+            new = [one for one in found if one["MessageId"] not in seen]
+            for one in new:
+                seen.add(one["MessageId"])
+                history = {
+                    name: value.get("StringValue", "")
+                    for name, value in one.get("MessageAttributes", {}).items()
+                }
+                yield DeadLetter(
+                    queue, one["MessageId"], one["ReceiptHandle"], one["Body"], history
+                )
+            if not new:
+                return
+
+    def _depth(self, name: str) -> Depth:
+        found = self.aws.client("sqs").get_queue_attributes(
+            QueueUrl=self.urls[name], AttributeNames=["All"]
+        )["Attributes"]
+        return Depth(
+            int(found["ApproximateNumberOfMessages"]),
+            int(found["ApproximateNumberOfMessagesNotVisible"]),
+            int(found["ApproximateNumberOfMessagesDelayed"]),
+        )
+
+    @property
+    def _table(self) -> str:
+        return f"spillway-{self.stage}"
+
+    @property
+    def _dynamodb(self) -> Any:
+        return self.aws.client("dynamodb")
+
+    @property
+    def _s3(self) -> Any:
+        return self.aws.client("s3")
+
+    def _item(self, pk: str, sk: str) -> Item | None:
+        found = self._dynamodb.get_item(
+            TableName=self._table, Key={"pk": {"S": pk}, "sk": {"S": sk}}, ConsistentRead=True
+        ).get("Item")
+        return None if found is None else read_item(found)
