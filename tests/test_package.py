@@ -22,11 +22,15 @@ from typing import Any
 from zipfile import ZipFile
 
 import pytest
+from chalice.package import TemplateDeepMerger, YAMLTemplateSerializer
 
 from chalicelib.config import SettingError, Settings, load
 
 PROJECT = Path(__file__).parent.parent
 LIMIT = 15_000_000
+OVERLAY: dict[str, Any] = YAMLTemplateSerializer().load_template(
+    (PROJECT / "infra" / "app.yaml").read_text()
+)
 
 # https://refspecs.linuxfoundation.org/elf/gabi4+/ch4.eheader.html: e_machine
 ELF_MACHINE = {"x86_64": 62, "arm64": 183}
@@ -37,16 +41,23 @@ STAGE = {"x86_64": "dev", "arm64": "prod"}
 
 @dataclass(frozen=True)
 class Package:
-    """What one run of `chalice package` left."""
+    """What one run of `chalice package` left; and the template with infra/app.yaml laid over it, by
+    what Chalice does that with where it is told to (`--merge-template`)."""
 
     architecture: str
     stage: str
     zip: Path
     template_file: Path
+    overlaid_file: Path
 
     @property
     def template(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.template_file.read_text())
+        return found
+
+    @property
+    def overlaid(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.overlaid_file.read_text())
         return found
 
     @property
@@ -88,12 +99,15 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Package]:
         printed, _ = process.communicate(timeout=120)
         assert process.returncode == 0, printed
         out = project / "out"
-        made[architecture] = Package(
+        made[architecture] = package = Package(
             architecture,
             STAGE[architecture],
             out / "deployment.zip",
             out / "sam.json",
+            out / "overlaid.json",
         )
+        overlaid = TemplateDeepMerger().merge(OVERLAY, package.template)
+        package.overlaid_file.write_text(json.dumps(overlaid))
     return made
 
 
@@ -395,12 +409,13 @@ def routes(package: Package) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def test_no_intrinsic_function_shares_its_object(package: Package) -> None:
-    shared = [
-        mapping
-        for mapping in mappings_in(package.template)
-        if len(mapping) > 1 and any(key == "Ref" or key.startswith("Fn::") for key in mapping)
-    ]
-    assert shared == []
+    for template in (package.template, package.overlaid):
+        shared = [
+            mapping
+            for mapping in mappings_in(template)
+            if len(mapping) > 1 and any(key == "Ref" or key.startswith("Fn::") for key in mapping)
+        ]
+        assert shared == []
 
 
 def mappings_in(value: object) -> Iterator[Mapping[str, object]]:
@@ -413,9 +428,27 @@ def mappings_in(value: object) -> Iterator[Mapping[str, object]]:
             yield from mappings_in(inner)
 
 
-def test_the_template_is_lint_clean(package: Package) -> None:
+def test_the_overlay_adds_what_chalice_cannot_make_as_it_is(package: Package) -> None:
+    added = {
+        name: resource
+        for name, resource in OVERLAY["Resources"].items()
+        if name not in package.template["Resources"]
+    }
+    assert {resource["Type"] for resource in added.values()} == {
+        *("AWS::CloudWatch::Alarm", "AWS::CloudWatch::Dashboard"),
+        *("AWS::SNS::Topic", "AWS::SNS::Subscription"),
+        *("AWS::Logs::LogGroup", "AWS::Logs::MetricFilter"),
+    }
+    assert package.overlaid["Resources"].items() >= added.items()
+
+
+def test_the_templates_are_lint_clean(package: Package) -> None:
     lint = subprocess.run(
-        [Path(sys.executable).with_name("cfn-lint"), package.template_file],
+        [
+            Path(sys.executable).with_name("cfn-lint"),
+            package.template_file,
+            package.overlaid_file,
+        ],
         capture_output=True,
         text=True,
         check=False,
