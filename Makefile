@@ -2,10 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup run test check simulate mutants fuzz coverage format clean
+.PHONY: help setup run test check e2e aws-proof simulate mutants fuzz coverage format clean
 
 help:  ## what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
 
 setup: .venv/.installed  ## the virtual environment, with everything that the other commands need
 
@@ -28,7 +28,7 @@ check: setup  ## ruff, mypy, cfn-lint
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/cfn-lint $(filter-out infra/app.yaml,$(wildcard infra/*.yaml))
+	@$(BIN)/cfn-lint infra/data.yaml infra/account.yaml
 
 simulate: setup  ## every kind of fault at every call: SEEDS=10000 FROM=0, or REPLAY=17
 	@$(BIN)/python -m tests.simulation.run $(if $(REPLAY),--replay $(REPLAY),--seeds $(or $(SEEDS),1000) --from $(or $(FROM),0)) $(ARGS)
@@ -38,6 +38,13 @@ mutants: setup  ## does the simulation find bugs? it is given some hundreds, one
 
 fuzz: setup  ## the property tests, a hundred times as long
 	@FUZZ_EXAMPLES=100 $(BIN)/python -m pytest tests/fuzz $(ARGS)
+
+e2e: setup  ## real processes: the local stack, and the deployed app in an emulated account
+	@$(BIN)/python -m pytest tests/e2e tests/deployed $(ARGS)
+
+aws-proof: setup  ## the deployed app in the AWS account of your environment: STAGE=proof
+	@test -n "$(STAGE)" || { echo "Name a stage that is nobody's: make aws-proof STAGE=proof"; exit 1; }
+	@$(BIN)/python -m pytest -n 0 -v -s tests/deployed --stage $(STAGE) $(ARGS)
 
 coverage: setup  ## which lines and branches of the functions the tests reach
 	@rm -rf build/coverage && mkdir -p build/coverage

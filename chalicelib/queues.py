@@ -138,6 +138,22 @@ class Queues:
         """The AWS account, which a queue's URL names."""
         return self.url(PROCESSING).split("/")[-2]
 
+    def depth(self, queue: str) -> int:
+        """How many messages are on the queue: visible, in flight and delayed. An estimate, up to a
+        minute old.
+
+        https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_GetQueueAttributes.html
+        """
+        answer = self._runtime.sqs.get_queue_attributes(
+            QueueUrl=self.url(queue),
+            AttributeNames=[
+                "ApproximateNumberOfMessages",
+                "ApproximateNumberOfMessagesNotVisible",
+                "ApproximateNumberOfMessagesDelayed",
+            ],
+        )
+        return sum(map(int, answer["Attributes"].values()))
+
     def send(
         self, queue: str, envelopes: Sequence[tuple[Envelope, str]], *, delay: int = 0
     ) -> None:

@@ -43,6 +43,15 @@ from chalicelib.vault import Vault
 
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 MOST_MEDIA = 10
+# Messages on the outbound queue from which on POST /messages adds none. SQS looks for conversations
+# that are free among the first 120,000 of a FIFO queue: beyond, a campaign would hide replies and
+# STOPs. The rest is theirs, and for what is taken before it shows: the number may be a minute old.
+# https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/avoid-backlog-with-the-same-message-group-id.html
+MOST_WAITING = 20_000
+DEPTH_KEPT = 10.0  # seconds
+# Seconds after which a refused client is to come again: longer than a depth is kept, which would
+# only refuse it again, and so short that the queue is not empty by then, below 667 texts a second.
+COME_AGAIN = 30
 
 
 class Receiver:
@@ -68,6 +77,8 @@ class Receiver:
         self._ledger = Ledger(
             Table(runtime, settings.stage), runtime, keep_days=settings.message_days
         )
+        self._depth = 0
+        self._depth_read_at = float("-inf")
 
     # -- webhooks -----------------------------------------------------------------------------
 
@@ -200,6 +211,9 @@ class Receiver:
                 asdict(message),
                 public_url(event, self._settings.public_url, provider),
             )
+            if self._is_full():
+                _refused("queue_full", ids=about)
+                return _json(429, {"error": "queue_full"}, {"Retry-After": str(COME_AGAIN)})
             self._send(OUTBOUND, [(envelope, id_.message)])
         except BadRequest as error:
             _refused("bad_request")
@@ -208,6 +222,19 @@ class Receiver:
             return _try_again(error, provider, about)
         count("Queued", provider=provider, id=about)
         return _json(202, {"id": about})
+
+    def _is_full(self) -> bool:
+        """Whether so much waits to be sent that our own clients are not to add to it. Webhooks are
+        never refused for that."""
+        now = self._runtime.now()
+        if now - self._depth_read_at >= DEPTH_KEPT:
+            self._depth, self._depth_read_at = 0, now
+            try:
+                self._depth = self._queues.depth(OUTBOUND)
+            except Exception as error:
+                # Not known is not full: SQS takes the message or refuses it by itself.
+                log("WARNING", "depth_not_read", error=error)
+        return self._depth >= MOST_WAITING
 
     def _outgoing(self, body: Any) -> OutgoingMessage:
         if not isinstance(body, dict):

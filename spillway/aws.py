@@ -82,7 +82,8 @@ def of_environment() -> Aws:
     from botocore.exceptions import BotoCoreError
 
     try:
-        session = boto3.Session()
+        # boto3 alone among the SDKs knows AWS_DEFAULT_REGION only.
+        session = boto3.Session(region_name=os.environ.get("AWS_REGION") or None)
         credentials = session.get_credentials()
     except BotoCoreError as error:
         raise Problem(f"The AWS configuration cannot be used: {error}") from None

@@ -49,14 +49,23 @@ app.command()(destroy)
 
 
 def main() -> None:
-    """The entry point: a Problem becomes one message and exit code 1."""
+    """The entry point: a Problem, and whatever AWS refuses, become one message and exit code 1."""
     try:
         app()
     except Problem as problem:
-        console = Console(stderr=True, highlight=False)
-        console.print("error:", style="bold red", end=" ")
-        console.print(str(problem), markup=False, soft_wrap=True)
-        raise SystemExit(1) from None
+        _end(str(problem))
+    except Exception as error:
+        # Without importing botocore, for which every command would wait.
+        if not type(error).__module__.startswith("botocore."):
+            raise
+        _end(f"AWS: {error}")
+
+
+def _end(said: str) -> None:
+    console = Console(stderr=True, highlight=False)
+    console.print("error:", style="bold red", end=" ")
+    console.print(said, markup=False, soft_wrap=True)
+    raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,29 @@ def variables(project: Path, stage: str, function: str) -> dict[str, str]:
     return {name: str(value) for name, value in configured.items()}
 
 
+def policies(project: Path, stage: str) -> None:
+    """Raises Problem where a function may not read the secret of a provider that it has to."""
+    missing = []
+    providers = settings(project, stage)["api_handler"].providers
+    for function in ("api_handler", "process", "send"):
+        named = function_config(project, stage, function).iam_policy_file or ""
+        file = (config_file(project).parent / named).resolve()
+        try:
+            policy = file.read_text()
+        except OSError as error:
+            raise Problem(f"{file} cannot be read: {error.strerror}.") from None
+        missing += [
+            f"  {file}: arn:aws:secretsmanager:*:*:secret:spillway/{stage}/{provider}-??????"
+            for provider in providers
+            if f"secret:spillway/{stage}/{provider}-" not in policy
+        ]
+    if missing:
+        raise Problem(
+            "PROVIDERS names some whose secrets the functions may not read. Add to the statement "
+            "Secrets of\n" + "\n".join(missing)
+        )
+
+
 def settings(project: Path, stage: str) -> Mapping[str, Settings]:
     """The settings of each function of a stage, read as the functions read them.
 

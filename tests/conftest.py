@@ -18,9 +18,20 @@ os.environ["AWS_CHALICE_CLI_MODE"] = "true"
 os.environ["SPILLWAY_STAGE"] = "test"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--stage",
+        default="",
+        metavar="NAME",
+        help="tests/deployed: prove this stage in the AWS account of your environment, for real",
+    )
+
+
 @pytest.fixture(autouse=True)
-def _loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refuses every connection that would leave this machine."""
+def _loopback_only(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Refuses every connection that would leave this machine, unless AWS itself is to be asked."""
+    if request.config.getoption("--stage"):
+        return
     connect = socket.socket.connect
 
     def checked(self: socket.socket, address: Any) -> None:
@@ -32,7 +43,9 @@ def _loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _aws_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def _aws_environment(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("--stage"):
+        return
     for name in list(os.environ):
         if name.startswith("AWS_") and name != "AWS_CHALICE_CLI_MODE":
             monkeypatch.delenv(name)

@@ -102,7 +102,8 @@ class FakeSecrets:
 
 class FakeSqs:
     """Queues in memory, as far as the functions use them: lists of what was sent, and what was
-    said about receipt handles. `refuses` maps a queue's name to the error that sending raises."""
+    said about receipt handles. `refuses` maps a queue's name to the error that sending raises;
+    `depth` is what stands on a queue besides what was sent, or the error that asking raises."""
 
     URL = "https://sqs.us-east-1.amazonaws.com/123456789012/"
 
@@ -111,13 +112,28 @@ class FakeSqs:
         self.hidden: dict[str, int] = {}
         self.deleted: list[str] = []
         self.refuses: dict[str, Exception] = {}
+        self.depth: int | Exception = 0
+        self.depth_reads = 0
         self._deduplicated: set[tuple[str, str, str]] = set()
 
     def get_queue_url(self, *, QueueName: str) -> dict[str, str]:
         return {"QueueUrl": self.URL + QueueName}
 
+    def get_queue_attributes(
+        self, *, QueueUrl: str, AttributeNames: Sequence[str]
+    ) -> dict[str, dict[str, str]]:
+        self.depth_reads += 1
+        if isinstance(self.depth, Exception):
+            raise self.depth
+        counts = {
+            "ApproximateNumberOfMessages": len(self.sent[_name_in(QueueUrl)]) + self.depth,
+            "ApproximateNumberOfMessagesNotVisible": 0,
+            "ApproximateNumberOfMessagesDelayed": 0,
+        }
+        return {"Attributes": {name: str(counts[name]) for name in AttributeNames}}
+
     def send_message(self, *, QueueUrl: str, **message: Any) -> dict[str, Any]:
-        queue = QueueUrl.rpartition("/")[2].partition("-")[2].partition("-")[2]
+        queue = _name_in(QueueUrl)
         if queue in self.refuses:
             raise self.refuses[queue]
         message["MessageBody"].encode("ascii")
@@ -159,6 +175,11 @@ class FakeSqs:
         assert len(Entries) <= 10
         self.deleted += [entry["ReceiptHandle"] for entry in Entries]
         return {}
+
+
+def _name_in(url: str) -> str:
+    """A queue's name as chalicelib.queues has it."""
+    return url.rpartition("/")[2].partition("-")[2].partition("-")[2]
 
 
 class Context:

@@ -520,6 +520,68 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
+def test_a_campaign_hides_no_replies(
+    runtime: FakeRuntime, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # GIVEN an outbound queue with room for one more
+    runtime.queues.depth = 19_999
+    assert call(post({"to": THEIRS, "text": "a secret text"}, key="k1"))[0] == 202
+    # WHEN it is full, and has been looked at since, THEN our own clients are to come again later
+    runtime.clock += 10
+    capsys.readouterr()
+    status, headers, body = call(post({"to": THEIRS, "text": "a secret text"}, key="k2"))
+    assert (status, json.loads(body)) == (429, {"error": "queue_full"})
+    assert headers["Retry-After"] == "30"
+    assert len(sent(runtime, "outbound.fifo")) == 1
+    # AND that is counted, in one metric for all providers, and logged
+    output = capsys.readouterr().out
+    metric, line = map(json.loads, output.splitlines())
+    assert (metric["Refused"], metric["reason"], "provider" in metric) == (1, "queue_full", False)
+    assert (line["event"], line["reason"]) == ("refused", "queue_full")
+    assert_says_nothing(output)
+    # AND a bad request is told so
+    assert call(post({"to": THEIRS}, key="k2"))[0] == 400
+    # AND what people write to us is taken
+    assert call(twilio_event({"Body": "STOP", "MessageSid": "SM1"}))[0] == 200
+    assert call(telnyx_event())[0] == 200
+    assert len(sent(runtime, "outbound.fifo")) == 3
+    # AND when it has room again, the same request is taken, once it has been looked at
+    runtime.queues.depth = 0
+    runtime.clock += 30
+    assert call(post({"to": THEIRS, "text": "a secret text"}, key="k2"))[0] == 202
+
+
+def test_the_depth_is_looked_at_every_ten_seconds_and_for_no_webhook(runtime: FakeRuntime) -> None:
+    call(twilio_event({"Body": "hello", "MessageSid": "SM1"}))
+    assert runtime.queues.depth_reads == 0
+    for number in range(40):
+        runtime.queues.depth = 20_000 if number < 15 else 0
+        # What was seen last counts for ten seconds: refused at 0 to 19, taken from 20 on.
+        assert call(post({"to": THEIRS, "text": "x"}, key=f"k{number}"))[0] == (
+            429 if number < 20 else 202
+        )
+        runtime.clock += 1
+    assert runtime.queues.depth_reads == 4
+
+
+def test_a_depth_that_cannot_be_read_refuses_nobody(
+    runtime: FakeRuntime, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # GIVEN a full queue that cannot be asked any more
+    runtime.queues.depth = 20_000
+    assert call(post({"to": THEIRS, "text": "x"}))[0] == 429
+    runtime.queues.depth = ConnectTimeoutError(endpoint_url="https://sqs")
+    runtime.clock += 10
+    capsys.readouterr()
+    # THEN SQS decides itself, and is not asked again each time
+    assert call(post({"to": THEIRS, "text": "x"}, key="k1"))[0] == 202
+    assert call(post({"to": THEIRS, "text": "x"}, key="k2"))[0] == 202
+    assert runtime.queues.depth_reads == 2
+    assert capsys.readouterr().out.count("depth_not_read") == 1
+    runtime.queues.refuses["outbound.fifo"] = ConnectTimeoutError(endpoint_url="https://sqs")
+    assert call(post({"to": THEIRS, "text": "x"}, key="k3"))[0] == 503
+
+
 def test_a_fault_of_ours_with_an_outgoing_text(
     runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from cfnlint.decode import decode
 
-from chalicelib import batches, loops, pacing, processing, sending, settling
+from chalicelib import batches, loops, pacing, processing, receiving, sending, settling
 from chalicelib.batches import Batch
 from chalicelib.config import Settings
 from chalicelib.ledger import DAY
@@ -33,6 +33,8 @@ TIME_OUT = CONFIG["lambda_functions"]["send"]["lambda_timeout"]
 WINDOW = 1  # the batching window of the processing queue, in app.py
 HOUR = 3600
 SQS_LONGEST = 12 * HOUR
+SQS_LOOKS_AT = 120_000  # messages of a FIFO queue
+SQS_COUNTS_WITHIN = 60  # seconds
 LONGEST_TIME_OUT = 30.0  # of the reply API and of a look-up, as their settings allow
 OPEN = pacing.LONGEST_COOL_OFF * (1 + pacing.JITTER / 2)  # the longest, on average
 COMING_BACK = pacing.SPREAD + 1  # a deferral is in whole seconds
@@ -93,6 +95,7 @@ SENDER_NEEDS = sending.CALLING + sending.WRITING
 CLAIM_NEEDS = sending.CALLING + 2 * sending.WRITING
 PROCESSING_NEEDS = at_most(LONGEST_TIME_OUT) + processing.STORING
 DYING = batches.MOST_STARTS + 1
+SEEN_WITHIN = SQS_COUNTS_WITHIN + receiving.DEPTH_KEPT
 LOOKS = [f"{look / 60:.0f}" for look in settling.LOOKS]
 
 FIGURES = {
@@ -117,6 +120,10 @@ FIGURES = {
     "Time until a message that takes its function with it is out of the way": (
         f"{DYING * DATA['OutboundVisibility'] / 60:.0f} min"
     ),
+    "Messages on the outbound queue from which on `POST /messages` is refused": (
+        f"{receiving.MOST_WAITING:,}"
+    ),
+    "Time after which a client that was refused for it comes again": f"{receiving.COME_AGAIN} s",
     "Failures in a row after which an environment opens the breaker": f"{pacing.FAILURES}",
     "Time that a breaker stays open": f"{pacing.FIRST_COOL_OFF:.0f} to"
     f" {whole(pacing.FIRST_COOL_OFF * (1 + pacing.JITTER))} s, doubling to"
@@ -174,6 +181,15 @@ REASONS = {
     "Visibility of the outbound queue": [f"6 time-outs of {TIME_OUT} s"],
     "Visibility of the processing queue": [f"6 time-outs of {TIME_OUT} s", f"window of {WINDOW} s"],
     "Time until a message that takes its function with it is out of the way": [f"{DYING} receives"],
+    "Messages on the outbound queue from which on `POST /messages` is refused": [
+        f"the first {SQS_LOOKS_AT:,}.",
+        f"may be {SEEN_WITHIN:.0f} s old",
+        f"which {int((SQS_LOOKS_AT - receiving.MOST_WAITING) / SEEN_WITHIN):,} texts a second",
+    ],
+    "Time after which a client that was refused for it comes again": [
+        f"the {receiving.DEPTH_KEPT:.0f} s for which",
+        f"at {receiving.MOST_WAITING / receiving.COME_AGAIN:.0f} texts a second",
+    ],
     "Time that a breaker stays open": [f"up to {pacing.LONGEST_RETRY_AFTER / HOUR:.0f} h"],
     "Calls that a provider sees in the first four minutes of an outage": [
         f"{', '.join(map(str, FIRST[:-1]))} and {FIRST[-1]} s"
@@ -261,6 +277,11 @@ LAST_AGE = max(processing.GIVE_UP_AFTER, DEFAULTS.message_max_age, DEFAULTS.repl
             id="the first look that can say *not sent*, and the age of replies",
         ),
         pytest.param(settling.LOOKS[-1], REPEATABLE, id="looks and idempotency keys"),
+        pytest.param(
+            receiving.DEPTH_KEPT + 1,
+            receiving.COME_AGAIN,
+            id="what a receiver saw, and who returns",
+        ),
         pytest.param(
             pacing.LONGEST_COOL_OFF * (1 + pacing.JITTER),
             DEFAULTS.reply_max_age / 4,

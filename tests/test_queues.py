@@ -250,6 +250,9 @@ class Sqs:
             if name == "get_queue_url":
                 stem = URL.rpartition("/")[0]
                 return {"QueueUrl": f"{stem}/{arguments['QueueName']}"}
+            if name == "get_queue_attributes":
+                counts = enumerate(arguments["AttributeNames"])
+                return {"Attributes": {count: str(10**place) for place, count in counts}}
             entries = arguments.get("Entries", [])
             refused = [{"Id": entry["Id"]} for entry in entries[: self.failed]]
             return {"Successful": [], **({"Failed": refused} if refused else {})}
@@ -292,6 +295,17 @@ def test_a_queues_url_is_asked_for_once(queue: str, queues: Queues, sqs: Sqs) ->
 
 def test_the_account_is_read_from_a_url(queues: Queues) -> None:
     assert queues.account() == "123456789012"
+
+
+def test_the_depth_of_a_queue_is_all_that_stands_on_it(queues: Queues, sqs: Sqs) -> None:
+    assert queues.depth(OUTBOUND) == 111
+    ((_, arguments),) = sqs.made()
+    assert arguments["QueueUrl"] == URL + OUTBOUND
+    assert set(arguments["AttributeNames"]) == {
+        "ApproximateNumberOfMessages",
+        "ApproximateNumberOfMessagesNotVisible",
+        "ApproximateNumberOfMessagesDelayed",
+    }
 
 
 def test_nothing_to_send_is_no_call(queues: Queues, sqs: Sqs) -> None:

@@ -132,6 +132,7 @@ class Deployment:
         """Does it all; returns what `--json` prints. Raises Problem."""
         began = time.monotonic()
         settings = project_.settings(self.project, self.stage)
+        project_.policies(self.project, self.stage)
         account = account_.read(self.aws)
         self._say(f"Stage {self.stage} to account {account.id}, {account.region}", style="bold")
         data, app = Stack(self.aws, f"spillway-{self.stage}-data", pause=self.pause), self._app()
@@ -148,7 +149,7 @@ class Deployment:
         providers = settings["api_handler"].providers
         self._look_for_secrets(providers)
         base = settings["api_handler"].public_url or app.outputs().get("EndpointURL", "")
-        entries = instructions(base.rstrip("/"), providers, settings["api_handler"].numbers)
+        entries = instructions(base.rstrip("/"), providers)
         self._conclude(entries, time.monotonic() - began)
         return {
             "stage": self.stage,
@@ -208,7 +209,7 @@ class Deployment:
     ) -> None:
         if self.dry_run and not data.exists:
             added = [
-                Change("Add", name, resource["Type"], False)
+                Change("Add", name, resource["Type"])
                 for name, resource in template["Resources"].items()
             ]
             self._show(app, added)
@@ -257,8 +258,9 @@ class Deployment:
         self._say(f"{stack.name}: {counted}")
         for change in changes:
             line = f"    {change.action:<7} {change.name} ({change.type})"
-            if change.replaced:
-                line += ", made anew"
+            line += {"True": ", made anew", "Conditional": ", may be made anew"}.get(
+                change.replaced, ""
+            )
             self.console.print(Text(line, "bold red" if change.costly else "dim"), soft_wrap=True)
 
     def _ask(self, stack: Stack, plan: ChangeSet, changes: Sequence[Change]) -> None:

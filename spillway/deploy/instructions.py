@@ -17,6 +17,7 @@ _ENTRIES: Mapping[str, tuple[str, str]] = {
         "#rc=3&rp=5xx,ct,rt",
     ),
     "telnyx": ("Messaging, the numbers' messaging profile, Inbound: webhook URL, API v2", ""),
+    "sandbox": ("nowhere: it carries nothing, and is called by tests of a deployment", ""),
 }
 
 
@@ -29,9 +30,7 @@ class Entry:
     url: str
 
 
-def instructions(
-    base: str, providers: Sequence[str], numbers: Mapping[str, str]
-) -> Sequence[Entry]:
+def instructions(base: str, providers: Sequence[str]) -> Sequence[Entry]:
     """For each provider in use; `base` is the public address of the API, with its stage."""
     return [
         Entry(name, _ENTRIES[name][0], f"{base}/webhooks/{name}/signed{_ENTRIES[name][1]}")

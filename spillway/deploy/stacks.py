@@ -25,19 +25,22 @@ _NOTHING = ("didn't contain changes", "No updates are to be performed")
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One resource that would change. `action`: Add, Modify, Remove, …; `replaced`: whether it
-    would, or may, be made anew."""
+    """One resource that would change. `action`: Add, Modify, Remove, …; `replaced`: whether it is
+    made anew, in CloudFormation's words: True, False, or Conditional (by a value that is not known
+    before)."""
 
     action: str
     name: str
     type: str
-    replaced: bool
+    replaced: str = "False"
 
     @property
     def costly(self) -> bool:
         """Whether it takes data, or the address at the providers, with it."""
-        goes = self.action == "Remove" or self.replaced
-        return goes and self.type in HOLDS_DATA | HOLDS_ADDRESS
+        if self.action == "Remove" or self.replaced == "True":
+            return self.type in HOLDS_DATA | HOLDS_ADDRESS
+        # (No property of an API that can be changed makes it anew.)
+        return self.replaced == "Conditional" and self.type in HOLDS_DATA
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +260,7 @@ class ChangeSet:
                     change["Action"],
                     change["LogicalResourceId"],
                     change["ResourceType"],
-                    change.get("Replacement") in ("True", "Conditional"),
+                    change.get("Replacement", "False"),
                 )
             if "NextToken" not in found:
                 return

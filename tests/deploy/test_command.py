@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import zipfile
 from collections.abc import Iterator
 from copy import deepcopy
@@ -19,7 +20,7 @@ from spillway.deploy import command, package
 from spillway.deploy.command import Deployment
 from spillway.problem import Problem
 from spillway.project import PROJECT
-from tests import emulated
+from tests import emulated, stages
 
 NUMBERS = "+14155550123=twilio,+14155550199=telnyx"
 
@@ -123,21 +124,17 @@ def world(aws: Aws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     for name in ("data.yaml", "account.yaml"):
         (tmp_path / "infra" / name).write_text((PROJECT / "infra" / name).read_text())
     (tmp_path / ".chalice").mkdir()
+    shutil.copy(PROJECT / ".chalice" / "config.json", tmp_path / ".chalice")
+    shutil.copytree(PROJECT / "infra" / "policies", tmp_path / "infra" / "policies")
     write_config(tmp_path)
     return World(aws, tmp_path, monkeypatch)
 
 
 def write_config(project: Path, **values: str) -> None:
-    config = json.loads((PROJECT / ".chalice" / "config.json").read_text())
-    filled = {"NUMBERS": NUMBERS, "CREDENTIAL_HASHES": "{}", **values}
-    for stage in ("one", "two", "three", "four", "five", "six"):
-        made = deepcopy(config["stages"]["prod"])
-        made["environment_variables"]["SPILLWAY_STAGE"] = stage
-        for each in made["lambda_functions"].values():
-            variables = each["environment_variables"]
-            variables |= {name: filled[name] for name in variables if name in filled}
-        config["stages"][stage] = made
-    (project / ".chalice" / "config.json").write_text(json.dumps(config))
+    for stage in ("one", "two", "three", "four", "five", "five-yes", "six"):
+        stages.add(project, stage)
+        filled = {"NUMBERS": NUMBERS, "CREDENTIAL_HASHES": "{}", **values}
+        stages.set_variables(project, stage, **filled)
 
 
 def test_a_stage_is_deployed_and_deployed_again(world: World) -> None:
@@ -236,7 +233,6 @@ def test_a_mapping_that_never_listens_leaves_them_as_they_are(
 def test_nothing_that_holds_data_goes_unasked(world: World, yes: bool, goes: bool) -> None:
     # GIVEN a deployed stage, and a template of its data that lacks a queue
     stage = f"five{'-yes' if yes else ''}"
-    rename(world.project, "five", stage)
     world.deploy(stage)
     data = world.project / "infra" / "data.yaml"
     text = data.read_text()
@@ -253,13 +249,6 @@ def test_nothing_that_holds_data_goes_unasked(world: World, yes: bool, goes: boo
             world.deploy(stage)
     after = resources(world, f"spillway-{stage}-data")
     assert before - after == ({"CodeBucket"} if goes else set())
-
-
-def rename(project: Path, stage: str, other: str) -> None:
-    config = project / ".chalice" / "config.json"
-    settings = json.loads(config.read_text())
-    settings["stages"][other] = settings["stages"][stage]
-    config.write_text(json.dumps(settings).replace(f'"{stage}"', f'"{other}"'))
 
 
 def resources(world: World, stack: str) -> set[str]:
@@ -299,6 +288,21 @@ def test_wrong_settings_are_named_before_anything_happens(
         world.deploy("one")
     assert all(line in str(raised.value) for line in expected)
     assert world.stacks() == before
+
+
+def test_a_provider_whose_secret_nobody_may_read_is_named(world: World) -> None:
+    # GIVEN a provider more in PROVIDERS, and policies that do not know of it
+    stages.set_variables(world.project, "one", PROVIDERS="twilio,telnyx,sandbox")
+    before = world.stacks()
+    with pytest.raises(Problem) as raised:
+        world.deploy("one")
+    for name in ("api_handler", "process", "send"):
+        line = f"{name}-one.json: arn:aws:secretsmanager:*:*:secret:spillway/one/sandbox-??????"
+        assert line in str(raised.value)
+    assert world.stacks() == before
+    # WHEN they do, THEN it is deployed
+    stages.let_read(world.project, "one", "sandbox")
+    assert "sandbox" in world.deploy("one", dry_run=True)["webhooks"]
 
 
 def test_a_stage_that_is_not_there_is_named_with_those_that_are(world: World) -> None:

@@ -80,6 +80,42 @@ def test_what_reserves_nothing_is_left_alone() -> None:
     assert template == {"Resources": {"Back": TEMPLATE["Resources"]["Back"]}}
 
 
+@pytest.mark.parametrize(
+    ("resource", "named"),
+    [
+        (
+            "arn:aws:sqs:*:*:spillway-dev-outbound.fifo",
+            "arn:${AWS::Partition}:sqs:${AWS::Region}:${AWS::AccountId}:spillway-dev-outbound.fifo",
+        ),
+        # (What is wild in a name stays so, but for the archive's.)
+        (
+            "arn:aws:secretsmanager:*:*:secret:spillway/dev/keys-??????",
+            "arn:${AWS::Partition}:secretsmanager:${AWS::Region}:${AWS::AccountId}"
+            ":secret:spillway/dev/keys-??????",
+        ),
+        (
+            "arn:aws:logs:*:*:log-group:/aws/lambda/spillway-dev-send:*",
+            "arn:${AWS::Partition}:logs:${AWS::Region}:${AWS::AccountId}"
+            ":log-group:/aws/lambda/spillway-dev-send:*",
+        ),
+        (
+            "arn:aws:s3:::spillway-dev-archive-*/messages/*",
+            "arn:${AWS::Partition}:s3:::"
+            "spillway-dev-archive-${AWS::AccountId}-${AWS::Region}/messages/*",
+        ),
+    ],
+)
+def test_a_policy_names_the_account_and_the_region(resource: str, named: str) -> None:
+    statement = {"Effect": "Allow", "Action": ["x:Y"], "Resource": [resource]}
+    other = {"Effect": "Allow", "Action": ["x:Y"], "Resource": [{"Fn::GetAtt": ["A", "Arn"]}]}
+    document = {"Version": "2012-10-17", "Statement": [statement, deepcopy(other)]}
+    role = {"Type": "AWS::IAM::Role", "Properties": {"Policies": [{"PolicyDocument": document}]}}
+    template = {"Resources": {"Role": role, **deepcopy(TEMPLATE["Resources"])}}
+    package.name_the_account(template)
+    assert document["Statement"] == [{**statement, "Resource": [{"Fn::Sub": named}]}, other]
+    assert template["Resources"].items() >= TEMPLATE["Resources"].items()
+
+
 def test_a_package_goes_to_a_place_that_its_content_names(aws: Aws, tmp_path: Path) -> None:
     s3 = aws.client("s3")
     s3.create_bucket(Bucket="code")

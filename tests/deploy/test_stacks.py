@@ -155,15 +155,18 @@ def test_a_template_that_is_none_is_refused_with_its_reason(aws: Aws) -> None:
 @pytest.mark.parametrize(
     ("action", "type_", "replaced", "costly"),
     [
-        ("Add", "AWS::SQS::Queue", False, False),
-        ("Modify", "AWS::SQS::Queue", False, False),
-        ("Modify", "AWS::SQS::Queue", True, True),
-        ("Remove", "AWS::DynamoDB::Table", False, True),
-        ("Remove", "AWS::S3::Bucket", False, True),
-        ("Modify", "AWS::ApiGateway::RestApi", True, True),
-        ("Remove", "AWS::ApiGateway::Deployment", False, False),
-        ("Modify", "AWS::Lambda::Function", True, False),
+        ("Add", "AWS::SQS::Queue", "False", False),
+        ("Modify", "AWS::SQS::Queue", "False", False),
+        ("Modify", "AWS::SQS::Queue", "True", True),
+        ("Modify", "AWS::SQS::Queue", "Conditional", True),
+        ("Remove", "AWS::DynamoDB::Table", "False", True),
+        ("Remove", "AWS::S3::Bucket", "False", True),
+        ("Modify", "AWS::ApiGateway::RestApi", "True", True),
+        ("Modify", "AWS::ApiGateway::RestApi", "Conditional", False),
+        ("Remove", "AWS::ApiGateway::RestApi", "False", True),
+        ("Remove", "AWS::ApiGateway::Deployment", "False", False),
+        ("Modify", "AWS::Lambda::Function", "True", False),
     ],
 )
-def test_what_is_asked_about(action: str, type_: str, replaced: bool, costly: bool) -> None:
+def test_what_is_asked_about(action: str, type_: str, replaced: str, costly: bool) -> None:
     assert Change(action, "X", type_, replaced).costly is costly

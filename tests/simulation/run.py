@@ -336,6 +336,7 @@ class _quiet:
             "could_not_defer",
             "visibility_not_set",
             "not_taken",
+            "depth_not_read",
             "not_deleted",
             "suspects_not_read",
         )

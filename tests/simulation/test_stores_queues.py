@@ -430,6 +430,27 @@ def test_a_queue_has_its_url_and_its_account(queues: QueueBed) -> None:
     assert attributes["Attributes"]["VisibilityTimeout"] == "30"
 
 
+@pytest.mark.parametrize("fifo", [False, True])
+def test_the_depth_of_a_queue_is_all_that_stands_on_it(queues: QueueBed, fifo: bool) -> None:
+    # GIVEN messages of which one is visible, one in flight, one deleted, and (where a queue can do
+    # that) one delayed
+    url = queues.add(fifo=fifo)
+    queues.send(url, "a", "b", group="g" if fifo else "")
+    gone, _ = queues.receive(url, most=2)
+    queues.delete(url, gone)
+    queues.send(url, "c", group="h" if fifo else "")
+    delayed = 0 if fifo else len(queues.send(url, "d", DelaySeconds=60))
+    # THEN each counts as what it is, but for the one that is gone
+    assert queues.counts(url) == (1, 1, delayed)
+    # AND only what is asked for is answered
+    answer = queues.client.get_queue_attributes(
+        QueueUrl=url, AttributeNames=["ApproximateNumberOfMessages"]
+    )
+    assert answer["Attributes"] == {"ApproximateNumberOfMessages": "1"}
+    with pytest.raises(queues.client.exceptions.QueueDoesNotExist):
+        queues.counts(url + "-nowhere")
+
+
 def test_an_older_handle_of_a_standard_queue_deletes(queues: QueueBed) -> None:
     # https://repost.aws/knowledge-center/sqs-receipt-handle-error: "sometimes"; the harder case.
     differs(queues.kind, ministack="it knows the latest handle alone")
@@ -821,7 +842,7 @@ def test_spillways_queues_work_on_them(memory: QueueBed) -> None:
     # THEN the conversation has each once, in order
     found = memory.receive(queues.url(OUTBOUND))
     assert [Envelope.parse(one["Body"]).id for one in found] == [f"c-{n}" for n in range(10)]
-    assert memory.counts(queues.url(PROCESSING)) == (0, 0, 1)
+    assert (queues.depth(OUTBOUND), queues.depth(PROCESSING)) == (12, 1)
     # AND it can be deferred, deleted and dead-lettered, as late as may be
     handles = [one["ReceiptHandle"] for one in found]
     assert queues.set_visibility(OUTBOUND, [(handle, 60) for handle in handles]) == 0

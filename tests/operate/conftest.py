@@ -1,0 +1,50 @@
+"""A stage with its data in an emulated account, and no functions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from spillway.aws import of_emulator
+from spillway.deploy.stacks import Stack
+from spillway.project import PROJECT
+from spillway.stage import Stage
+from spillway.stores import Stores
+from tests import emulated
+from tests.fakes import HASH_KEY
+
+NAME = "ops"
+SETTINGS = {
+    "SPILLWAY_STAGE": NAME,
+    "PROVIDERS": "twilio,telnyx",
+    "NUMBERS": "+14155550123=twilio,+14155550199=telnyx",
+}
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """What a local run would say of itself, without the run."""
+    with emulated.ministack(tmp_path_factory.mktemp("ministack")) as endpoint:
+        aws = of_emulator(endpoint)
+        plan = Stack(aws, f"spillway-{NAME}-data", pause=0.05).plan(
+            (PROJECT / "infra" / "data.yaml").read_text(),
+            {"Stage": NAME, "DeletionProtection": "false"},
+        )
+        assert plan is not None
+        plan.execute(lambda event: None)
+        aws.client("secretsmanager").create_secret(
+            Name=f"spillway/{NAME}/keys", SecretString=json.dumps({"hash_key": HASH_KEY})
+        )
+        local = {
+            "settings": {
+                role: {**SETTINGS, "SPILLWAY_FUNCTION": role}
+                for role in ("receiver", "processing", "sender")
+            },
+            "pids": {},
+            "secrets": {},
+        }
+        one = Stage(NAME, aws, Stores(aws, NAME), local)
+        yield one
+        one.stores.close()
