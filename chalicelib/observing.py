@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import traceback
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 # What libraries say may hold addresses, headers and bodies, whatever level somebody sets.
@@ -45,7 +46,7 @@ def log(
     """
     if _ORDER[level] < _ORDER.get(os.environ.get("LOG_LEVEL", "INFO"), 1):
         return
-    line: dict[str, Any] = {"level": level, "event": event, **_origin()}
+    line: dict[str, Any] = {"timestamp": _now(), "level": level, "event": event, **_origin()}
     for name, value in (
         ("id", id),
         ("provider", provider),
@@ -108,6 +109,12 @@ def _origin() -> dict[str, str]:
         "function": os.environ.get("SPILLWAY_FUNCTION", ""),
         "stage": os.environ.get("SPILLWAY_STAGE", ""),
     }
+
+
+def _now() -> str:
+    """As Lambda writes it into its own JSON lines."""
+    seconds, milliseconds = divmod(_milliseconds(), 1000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{milliseconds:03d}Z"
 
 
 def _milliseconds() -> int:
