@@ -366,7 +366,7 @@ def test_the_front_doors_throttles_are_found_in_its_log() -> None:
             r"\$context\.([\w.]+)", lambda found: said.get(found[1], "-"), filled(setting["Format"])
         )
     )
-    assert (line["stage"], line["refusal"], line["status"]) == (STAGE, "THROTTLED", 503)
+    assert (line["stage"], line["refusal"], line["status"]) == (STAGE, "THROTTLED", "503")
     (filter_,) = of_type(OVERLAY, "AWS::Logs::MetricFilter")
     assert filter_["FilterPattern"] == '{ $.refusal = "THROTTLED" }'
     assert filter_["LogGroupName"] == {"Ref": "AccessLogGroup"}

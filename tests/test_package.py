@@ -442,6 +442,136 @@ def test_the_overlay_adds_what_chalice_cannot_make_as_it_is(package: Package) ->
     assert package.overlaid["Resources"].items() >= added.items()
 
 
+def overlaid(package: Package, resource: str) -> Any:
+    return package.overlaid["Resources"][resource]["Properties"]
+
+
+@pytest.mark.parametrize(
+    ("resource", "queue", "at_most"),
+    [("Process", "processing", 200), ("Send", "outbound.fifo", 250)],
+)
+def test_a_mapping_takes_reports_and_is_bounded(
+    package: Package, resource: str, queue: str, at_most: int
+) -> None:
+    (mapping,) = overlaid(package, resource)["Events"].values()
+    assert mapping["Properties"]["Queue"]["Fn::Sub"].endswith(f":spillway-{package.stage}-{queue}")
+    assert mapping["Properties"]["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+    assert mapping["Properties"]["ScalingConfig"] == {"MaximumConcurrency": at_most}
+    # AND the function reports when a parameter says that its mapping has been seen to listen
+    variables = overlaid(package, resource)["Environment"]["Variables"]
+    assert variables["REPORT_BATCH_ITEM_FAILURES"] == {"Ref": "ReportBatchItemFailures"}
+    assert package.overlaid["Parameters"]["ReportBatchItemFailures"]["Default"] == "true"
+
+
+def test_the_front_door_of_prod_has_concurrency_of_its_own(packages: dict[str, Package]) -> None:
+    reserved = {
+        package.stage: {
+            name: properties["ReservedConcurrentExecutions"]
+            for name in FUNCTIONS
+            if "ReservedConcurrentExecutions" in (properties := overlaid(package, name))
+        }
+        for package in packages.values()
+    }
+    assert reserved == {"dev": {}, "prod": {"Authorize": 100, "APIHandler": 300}}
+    # AND what a usual account has is enough for both mappings besides, and Lambda's hundred
+    at_most = sum(
+        mapping["Properties"]["ScalingConfig"]["MaximumConcurrency"]
+        for name in ("Process", "Send")
+        for mapping in overlaid(packages["arm64"], name)["Events"].values()
+    )
+    assert sum(reserved["prod"].values()) + at_most + 100 <= 1000
+
+
+def test_prod_runs_on_arm64(packages: dict[str, Package]) -> None:
+    config = json.loads((PROJECT / ".chalice" / "config.json").read_text())
+    assert config["stages"]["prod"]["lambda_architecture"] == "arm64"
+    for name in FUNCTIONS:
+        assert overlaid(packages["arm64"], name)["Architectures"] == ["arm64"]
+
+
+@pytest.mark.parametrize(
+    ("resource", "group", "name"),
+    [
+        ("Authorize", "AuthorizeLogGroup", "-authorize"),
+        ("APIHandler", "ApiHandlerLogGroup", ""),
+        ("Process", "ProcessLogGroup", "-process"),
+        ("Send", "SendLogGroup", "-send"),
+    ],
+)
+def test_logs_are_json_kept_for_a_while_and_without_the_platforms(
+    package: Package, resource: str, group: str, name: str
+) -> None:
+    everybodys = package.overlaid["Globals"]["Function"]["LoggingConfig"]
+    assert everybodys["LogFormat"] == "JSON"
+    assert everybodys["SystemLogLevel"] == "WARN"
+    function = overlaid(package, resource)
+    assert function["FunctionName"] == {"Fn::Sub": f"spillway-${{Stage}}{name}"}
+    assert function["LoggingConfig"] == {"LogGroup": {"Ref": group}}
+    assert overlaid(package, group) == {
+        "LogGroupName": {"Fn::Sub": f"/aws/lambda/spillway-${{Stage}}{name}"},
+        "RetentionInDays": 30,
+    }
+
+
+def test_a_401_asks_for_credentials_and_no_fault_of_ours_is_a_4xx(package: Package) -> None:
+    body = overlaid(package, "RestAPI")["DefinitionBody"]
+    responses = body["x-amazon-apigateway-gateway-responses"]
+    # Twilio and Bandwidth send their credentials only after this.
+    assert responses["UNAUTHORIZED"]["responseParameters"] == {
+        "gatewayresponse.header.WWW-Authenticate": "'Basic realm=\"spillway\"'"
+    }
+    # https://docs.aws.amazon.com/apigateway/latest/developerguide/supported-gateway-response-types.html
+    statuses = {kind: response.get("statusCode") for kind, response in responses.items()}
+    ours = (
+        *("THROTTLED", "QUOTA_EXCEEDED", "AUTHORIZER_FAILURE", "AUTHORIZER_CONFIGURATION_ERROR"),
+        *("API_CONFIGURATION_ERROR", "INTEGRATION_FAILURE", "INTEGRATION_TIMEOUT", "DEFAULT_5XX"),
+    )
+    assert statuses == {
+        "UNAUTHORIZED": 401,
+        "ACCESS_DENIED": 403,
+        "MISSING_AUTHENTICATION_TOKEN": 404,
+        "DEFAULT_4XX": None,
+        **dict.fromkeys(ours, 503),
+    }
+    for kind, response in responses.items():
+        assert set(json.loads(response["responseTemplates"]["application/json"])) == {"error"}
+        again = response.get("responseParameters", {}).get("gatewayresponse.header.Retry-After")
+        assert (again is not None) is (kind in ours)
+
+
+def test_the_stage_is_throttled_and_is_the_only_one(package: Package) -> None:
+    (settings,) = overlaid(package, "RestAPI")["MethodSettings"]
+    assert (settings["ResourcePath"], settings["HttpMethod"]) == ("/*", "*")
+    assert settings["ThrottlingRateLimit"] == {"Ref": "RequestsPerSecond"}
+    assert settings["ThrottlingBurstLimit"] == {"Ref": "RequestsAtOnce"}
+    # Within what an account has, for all its APIs.
+    parameters = package.overlaid["Parameters"]
+    assert parameters["RequestsPerSecond"]["Default"] <= 10_000
+    assert parameters["RequestsAtOnce"]["Default"] <= 5_000
+    # Execution logs would hold bodies.
+    assert (settings["LoggingLevel"], settings["DataTraceEnabled"]) == ("OFF", False)
+    assert package.overlaid["Globals"]["Api"] == {"OpenApiVersion": "2.0"}
+
+
+# What API Gateway knows that tells nobody who wrote, or what.
+# https://docs.aws.amazon.com/apigateway/latest/developerguide/api-gateway-variables-for-access-logging.html
+HARMLESS = {
+    *("$context.requestId", "$context.requestTimeEpoch", "$context.httpMethod"),
+    *("$context.resourcePath", "$context.status", "$context.responseLength"),
+    *("$context.responseLatency", "$context.integrationLatency", "$context.integration.status"),
+    *("$context.authorizer.status", "$context.error.responseType"),
+}
+
+
+def test_the_access_log_says_nothing_of_anybody(package: Package) -> None:
+    format_ = overlaid(package, "RestAPI")["AccessLogSetting"]["Format"]["Fn::Sub"]
+    said = set(re.findall(r"\$[A-Za-z.]+", format_))
+    assert "$context.status" in said
+    assert said <= HARMLESS
+    # AND each line is JSON, with a hyphen for whatever there is not
+    assert isinstance(json.loads(re.sub(r"\$[A-Za-z.]+", "-", format_)), dict)
+
+
 def test_the_templates_are_lint_clean(package: Package) -> None:
     lint = subprocess.run(
         [
