@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
-from pathlib import Path
+from operator import itemgetter
 from typing import Any
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import urlencode
 
 import pytest
 from botocore.exceptions import ConnectTimeoutError
@@ -18,9 +18,17 @@ from chalicelib.providers.twilio import Twilio
 from chalicelib.queues import QueueRefused
 from chalicelib.receiving import Receiver
 from tests.fakes import OURS, THEIRS, FakeRuntime, settings
-from tests.signing import HOST, TelnyxKey, api_event, telnyx_event, twilio_event
+from tests.signing import (
+    HOST,
+    TelnyxKey,
+    api_event,
+    carried,
+    event_of,
+    telnyx_event,
+    twilio_event,
+    vectors,
+)
 
-VECTORS = Path(__file__).parent / "vectors"
 TWILIO = "twilio-user:twilio-password"
 TOKEN = "a token of our own client"
 
@@ -56,43 +64,8 @@ def sent(runtime: FakeRuntime, queue: str) -> list[dict[str, Any]]:
 # -- the signature vectors, through the whole route ----------------------------------------
 
 
-def vectors(provider: str) -> list[Any]:
-    return [
-        pytest.param(vector, id=vector["name"])
-        for vector in json.loads((VECTORS / f"{provider}.json").read_text())
-    ]
-
-
-def carried(vector: dict[str, Any]) -> str:
-    """Why an API Gateway event cannot carry this request, or ""."""
-    url = urlsplit(vector["url"])
-    if vector["method"] != "POST":
-        return "our doors take POST only"
-    if url.scheme != "https":
-        return "API Gateway speaks https only"
-    query = "&".join(f"{n}={v}" for n, vs in parse_qs(url.query).items() for v in vs)
-    if query != url.query:
-        return "the event has the query decoded or in another order"
-    return ""
-
-
-def event_of(vector: dict[str, Any], provider: str) -> dict[str, Any]:
-    url = urlsplit(vector["url"])
-    event = api_event(
-        "POST",
-        url.path,
-        vector["body"],
-        vector["headers"],
-        resource="/webhooks/{provider}/signed",
-        parameters={"provider": provider},
-        query=parse_qs(url.query) or None,
-    )
-    event["requestContext"]["domainName"] = url.netloc
-    return event
-
-
 @pytest.mark.parametrize("encoded", [False, True], ids=["text", "base64"])
-@pytest.mark.parametrize("vector", vectors("twilio"))
+@pytest.mark.parametrize("vector", vectors("twilio"), ids=itemgetter("name"))
 def test_twilio_vectors(
     vector: dict[str, Any],
     encoded: bool,
@@ -112,7 +85,7 @@ def test_twilio_vectors(
     assert bool(sent(runtime, "processing")) == vector["valid"]
 
 
-@pytest.mark.parametrize("vector", vectors("telnyx"))
+@pytest.mark.parametrize("vector", vectors("telnyx"), ids=itemgetter("name"))
 def test_telnyx_vectors(
     vector: dict[str, Any], runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
