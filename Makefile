@@ -23,7 +23,8 @@ run: setup  ## the whole system on this machine, without an AWS account
 test: setup check  ## everything that CI checks
 	@$(BIN)/python -m pytest $(ARGS)
 
-# (The overlay infra/app.yaml is no template by itself: tests/test_package.py lints it as it is packaged.)
+# (The overlays infra/app.yaml and validation.yaml are no templates by themselves: tests/test_package.py
+# lints them as they are packaged.)
 check: setup  ## ruff, mypy, cfn-lint
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .

@@ -16,7 +16,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -25,6 +25,7 @@ import pytest
 from chalice.package import TemplateDeepMerger, YAMLTemplateSerializer
 
 from chalicelib.config import SettingError, Settings, load
+from spillway.deploy.package import VALIDATION, lay_over
 
 PROJECT = Path(__file__).parent.parent
 LIMIT = 15_000_000
@@ -573,14 +574,128 @@ def test_the_access_log_says_nothing_of_anybody(package: Package) -> None:
 
 
 def test_the_templates_are_lint_clean(package: Package) -> None:
-    lint = subprocess.run(
-        [
-            Path(sys.executable).with_name("cfn-lint"),
-            package.template_file,
-            package.overlaid_file,
-        ],
+    assert lint(package.template_file, package.overlaid_file) == ""
+
+
+def lint(*templates: Path) -> str:
+    """What cfn-lint says of them."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name("cfn-lint"), *templates],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert lint.returncode == 0, lint.stdout + lint.stderr
+    return done.stdout + done.stderr
+
+
+# --- with Step Functions before the receiver -----------------------------------------------------
+
+
+@pytest.fixture
+def validated(package: Package, tmp_path: Path) -> Package:
+    """What `spillway deploy --validate-with-step-functions` makes of a package."""
+    file = tmp_path / "template.json"
+    file.write_text(json.dumps(lay_over(package.overlaid, PROJECT / VALIDATION)))
+    return replace(package, template_file=file, overlaid_file=file)
+
+
+def test_the_template_with_both_overlays_is_lint_clean(validated: Package) -> None:
+    assert lint(validated.template_file) == ""
+
+
+def test_nothing_of_chalices_integration_is_left_in_a_webhooks(validated: Package) -> None:
+    by_route = {
+        route: operation["x-amazon-apigateway-integration"]
+        for route, operation in routes(validated).items()
+    }
+    doors = ("/webhooks/{provider}", "/webhooks/{provider}/signed")
+    for (_, path), integration in by_route.items():
+        assert integration["type"] == ("aws" if path in doors else "aws_proxy")
+    for path in doors:
+        assert by_route["post", path] == by_route["post", doors[0]]
+    assert by_route["post", doors[0]].keys() == {
+        "contentHandling",
+        "credentials",
+        "httpMethod",
+        "passthroughBehavior",
+        "requestParameters",
+        "requestTemplates",
+        "responses",
+        "timeoutInMillis",
+        "type",
+        "uri",
+    }
+
+
+def test_no_overlay_shares_an_intrinsic_functions_object(validated: Package) -> None:
+    test_no_intrinsic_function_shares_its_object(validated)
+
+
+def test_the_doors_are_guarded_as_without_it(package: Package, validated: Package) -> None:
+    assert {route: one.get("security") for route, one in routes(validated).items()} == {
+        route: one.get("security") for route, one in routes(package).items()
+    }
+
+
+def test_each_waits_longer_than_what_is_behind_it(validated: Package) -> None:
+    # ... and not as long as Twilio, which waits for 15 s.
+    # https://www.twilio.com/docs/usage/webhooks/webhooks-connection-overrides
+    receiver = validated.function("APIHandler")["Timeout"]
+    machine = definition(validated)["TimeoutSeconds"]
+    door = routes(validated)["post", "/webhooks/{provider}/signed"]
+    gateway = door["x-amazon-apigateway-integration"]["timeoutInMillis"] / 1000
+    # One throttle is tried again, within a second: Telnyx waits for 2.
+    (retry,) = definition(validated)["States"]["Receive"]["Retry"]
+    assert retry == {
+        "ErrorEquals": ["Lambda.TooManyRequestsException"],
+        "IntervalSeconds": 1,
+        "MaxAttempts": 1,
+        "JitterStrategy": "FULL",
+    }
+    assert receiver + 1 < machine < gateway < 15
+
+
+def definition(validated: Package) -> dict[str, Any]:
+    found: dict[str, Any] = validated.function("ValidationMachine")["Definition"]
+    return found
+
+
+def test_the_state_machine_keeps_nothing_of_what_it_sees(validated: Package) -> None:
+    machine = validated.function("ValidationMachine")
+    assert machine["StateMachineType"] == "EXPRESS"
+    logging = machine["LoggingConfiguration"]
+    assert (logging["Level"], logging["IncludeExecutionData"]) == ("ERROR", False)
+    assert machine["TracingConfiguration"] == {"Enabled": False}
+
+
+@pytest.mark.parametrize(
+    ("role", "principal", "allowed"),
+    [
+        (
+            "ValidationRole",
+            "states.amazonaws.com",
+            {"lambda:InvokeFunction": {"Fn::GetAtt": ["APIHandler", "Arn"]}},
+        ),
+        (
+            "ValidationApiRole",
+            "apigateway.amazonaws.com",
+            {"states:StartSyncExecution": {"Ref": "ValidationMachine"}},
+        ),
+    ],
+)
+def test_its_roles_may_do_one_thing(
+    validated: Package, role: str, principal: str, allowed: dict[str, Any]
+) -> None:
+    properties = validated.function(role)
+    (trust,) = properties["AssumeRolePolicyDocument"]["Statement"]
+    assert trust["Principal"] == {"Service": principal}
+    (policy,) = properties["Policies"]
+    may = {
+        action: resource
+        for statement in policy["PolicyDocument"]["Statement"]
+        for action in statement["Action"]
+        for resource in statement["Resource"]
+    }
+    # What logs to CloudWatch Logs needs cannot be restricted.
+    assert {k: v for k, v in may.items() if not k.startswith("logs:")} == allowed
+    assert {v for k, v in may.items() if k.startswith("logs:")} <= {"*"}

@@ -253,6 +253,40 @@ def test_an_update_loses_nothing(target: Target) -> None:
     assert first(reply)["text"] == "You wrote now: hello"
 
 
+def test_step_functions_analyses_what_comes_if_it_is_asked_to(target: Target) -> None:
+    if target.emulator:
+        pytest.skip("MiniStack's API Gateway has no such integration: tests/test_validation.py")
+    door = "/webhooks/sandbox/signed"
+    changes = target.deploy("validation", "--validate-with-step-functions")["changes"]
+    assert "Add ValidationMachine" in changes[f"spillway-{target.stage}"]
+    # WHEN nonsense comes, THEN the receiver does not get it
+    until(lambda: target.post(door, b"{").status_code == 400, SOON)
+    for body, content_type, status, error in (
+        (b"{", "application/json", 400, "malformed"),
+        (b"", "application/json", 400, "incomplete"),
+        (b'{"event": []}', "application/json", 400, "incomplete"),
+        (b"{}", "text/plain", 415, "wrong_content_type"),
+        (b"x" * 184_321, "application/json", 413, "too_large"),
+        # What could be a webhook, but nobody signed it.
+        (b'{"events": []}', "application/json", 403, "signature"),
+    ):
+        answer = target.post(door, body, headers={"Content-Type": content_type})
+        assert (answer.status_code, answer.json()) == (status, {"error": error})
+    # AND a text goes through byte for byte, whatever is in it
+    words = '"\'`“” \\" é 中文 😀 100% a&b=c+d\r\n\t #set($x=1)$x $context.apiId {% $states %} ${x}'
+    answer = target.text("validated", "+14155550105", words)
+    assert (answer.status_code, answer.text) == (200, "{}")
+    assert answer.headers["Content-Type"] == "application/json"
+    target.answered("+14155550105", 1)
+    ((stored,), _) = target.items("+14155550105")
+    assert stored["text"] == words
+    # WHEN it is deployed without, THEN it goes
+    assert (
+        "Remove ValidationMachine"
+        in target.deploy("no validation")["changes"][f"spillway-{target.stage}"]
+    )
+
+
 def test_destroying_it_keeps_the_data_until_told_twice(target: Target) -> None:
     # WHEN the app is destroyed, THEN its data is there still
     target.spillway("destroy", "--yes")
