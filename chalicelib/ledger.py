@@ -13,6 +13,8 @@ to send: it makes sure that two who decide alike do not both send.
                                 -> sent                 the part was claimed at least once
     a look, a person            unknown -> sent,        the part is unknown, and its attempt is the
                                 waiting, failed         one that was read
+    an erasure                  sending, unknown        every part's state and attempt are those
+                                -> failed               that were read
 
 No part is claimed before those ahead of it are sent. So at most one of a reply's parts is neither
 sent nor untouched: the `current` one. A reply is listed (`unknown_bucket`) from when that part is
@@ -70,6 +72,7 @@ class Reply:
     """One ledger item. `parts` is None until there are words; `outcome` is "" unless the reply
     ended in something else than its parts say (no_reply, refused: opted_out, expired, …).
 
+    Of one that was erased (`theirs` is "") numbers, words and the provider's ids are empty.
     `drafted`: its words are not in the table yet; the first claim stores them. `redriven_at`: when
     somebody last wanted it sent all the same. `listed` since `unknown_since`: somebody may have to
     see to it.
@@ -453,6 +456,54 @@ class Ledger:
             {":failed": "failed", ":outcome": f"failed: {reason}", **values},
         )
 
+    # -- erasing
+
+    def erase(self, reply: Reply) -> Reply:
+        """Takes out who it was for and what it said. What became of it stays, with its times: it
+        is never answered again. A reply that has not ended ends here, `erased`.
+
+        Only for a reply of which no claim is alive: an attempt whose outcome is not known is given
+        up. Raises Busy where it has moved on since it was read.
+        """
+        sets = ["erased_at = :now"]
+        removes = ["ours", "theirs", "callback_url", _LISTED]
+        condition = ["attribute_exists(pk)"]
+        names: dict[str, str] = {}
+        values: dict[str, Any] = {":now": self._runtime.now()}
+        parts = reply.parts or ()
+        if parts:
+            names |= {"#text": "text", "#state": "state", "#owner": "owner", "#request": "request"}
+            values |= {":empty": "", ":none": []}
+        else:
+            condition.append("attribute_not_exists(parts)")
+        for part in parts:
+            number = part.number
+            at = f"parts.#p{number}"
+            names[f"#p{number}"] = str(number)
+            values |= {f":s{number}": part.state, f":a{number}": part.attempt}
+            condition.append(f"{at}.#state = :s{number} AND {at}.attempt = :a{number}")
+            # (The provider's id is emptied, not removed: a later receipt writes it where none is.)
+            sets += [f"{at}.#text = :empty", f"{at}.media = :none", f"{at}.provider_id = :empty"]
+            removes += [f"{at}.#owner", f"{at}.lease_until", f"{at}.#request"]
+            if part.state in ("sending", "unknown"):
+                sets.append(f"{at}.#state = :failed")
+                values[":failed"] = "failed"
+        if not reply.outcome and (reply.current is not None or not parts):
+            sets.append("outcome = :outcome")
+            values[":outcome"] = "erased"
+            condition.append("attribute_not_exists(outcome)")
+        try:
+            item = self._table.update(
+                _key(reply.id),
+                f"SET {', '.join(sets)} REMOVE {', '.join(removes)}",
+                condition=" AND ".join(condition),
+                names=names,
+                values=values,
+            )
+        except Conflict:
+            raise Busy from None
+        return reply_of(item)
+
     def _settle(
         self, reply: Reply, part: PartEntry, update: str, values: Mapping[str, Any]
     ) -> Reply:
@@ -628,9 +679,9 @@ def reply_of(item: Item) -> Reply:
         id=MessageId(item["pk"].partition("#")[2], item["sk"].partition("#")[2]),
         kind=item["kind"],
         provider=item["provider"],
-        ours=item["ours"],
-        theirs=item["theirs"],
-        callback_url=item["callback_url"],
+        ours=item.get("ours", ""),
+        theirs=item.get("theirs", ""),
+        callback_url=item.get("callback_url", ""),
         received_at=item["received_at"],
         outcome=item.get("outcome", ""),
         confirmation=item.get("confirmation", False),

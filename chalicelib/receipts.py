@@ -53,8 +53,8 @@ def _record_opt_out(ledger: Ledger, consent: ConsentList, receipt: DeliveryRecei
     """A receipt names no number: the ledger's item has it, and when the attempt began."""
     named = parse_reference(receipt.reference)
     reply = ledger.find(named[0]) if named else None
-    if reply is None:
-        return
+    if reply is None or not reply.theirs:
+        return  # nothing of ours, or erased: nobody knows any more whose it was
     for part in reply.parts or ():
         # One that was never claimed was never refused: whoever says so is mistaken.
         if reply.id.part(part.number) == receipt.reference and part.started_at is not None:

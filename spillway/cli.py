@@ -12,6 +12,7 @@ from spillway.deploy import credentials, secrets
 from spillway.deploy.command import deploy, destroy
 from spillway.local.command import run
 from spillway.operate.doctor import doctor
+from spillway.operate.erase import erase
 from spillway.operate.status import status
 from spillway.operate.trace import trace
 from spillway.problem import Problem
@@ -42,6 +43,7 @@ app.command()(burst)
 app.command()(status)
 app.command()(trace)
 app.command()(doctor)
+app.command()(erase)
 app.command()(deploy)
 app.add_typer(secrets.app, name="secret")
 app.add_typer(credentials.app, name="credential")

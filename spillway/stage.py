@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from chalicelib.config import Settings, load
+from chalicelib.runtime import Runtime
 from spillway import aws as aws_
 from spillway.aws import Aws
 from spillway.local.folder import Folder
@@ -103,6 +104,21 @@ class Stage:
     def settings(self, role: str) -> Settings:
         """The settings that a function has just now. Raises SettingError, and Problem."""
         return load(self.variables(role))
+
+    def runtime(self) -> Runtime:
+        """For what of the functions' own code works on this stage's stores."""
+        return _Runtime(self.aws)
+
+
+class _Runtime(Runtime):
+    """With a command's clients, and a command's patience."""
+
+    def __init__(self, aws: Aws) -> None:
+        super().__init__()
+        self._aws = aws
+
+    def _client(self, service: str) -> Any:
+        return self._aws.client(service)
 
 
 @contextmanager

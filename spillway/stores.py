@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -23,6 +24,8 @@ from spillway.problem import Problem
 QUEUES = (PROCESSING, OUTBOUND, *DEAD_LETTERS.values())
 # Seconds for which a dead letter that is looked at is hidden from whoever looks next.
 _LOOK = 30
+# What S3 says where an object is not as it was read, or gone.
+_CHANGED = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,13 @@ class Stores:
             for page in pages:
                 yield from map(read_item, page["Items"])
 
+    def size(self) -> tuple[int, int]:
+        """How many items the table has, and of how many bytes: as AWS counted them last, some hours
+        ago. https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_TableDescription.html
+        """
+        found = self._dynamodb.describe_table(TableName=self._table)["Table"]
+        return found["ItemCount"], found["TableSizeBytes"]
+
     # -- the archive --------------------------------------------------------------------------
 
     def archived(self, since: float) -> Iterator[Item]:
@@ -135,6 +145,41 @@ class Stores:
         """The lines of one object of messages."""
         body = self._s3.get_object(Bucket=self.bucket, Key=key)["Body"].read()
         return [json.loads(line) for line in gzip.decompress(body).splitlines()]
+
+    def object(self, key: str) -> tuple[bytes, str] | None:
+        """An object's content, unpacked, and its ETag; None where it is gone."""
+        try:
+            found = self._s3.get_object(Bucket=self.bucket, Key=key)
+        except self._s3.exceptions.NoSuchKey:
+            return None
+        body: bytes = found["Body"].read()
+        packed = found.get("ContentEncoding") == "gzip"
+        return gzip.decompress(body) if packed else body, found["ETag"]
+
+    def replace(self, key: str, content: bytes, etag: str) -> bool:
+        """Writes an object of messages anew, or deletes it where nothing is left of it; whether it
+        was still as it was read.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-requests.html
+        """
+        from botocore.exceptions import ClientError
+
+        where = {"Bucket": self.bucket, "Key": key, "IfMatch": etag}
+        try:
+            if content:
+                self._s3.put_object(
+                    **where,
+                    Body=gzip.compress(content, mtime=0),
+                    ContentType="application/x-ndjson",
+                    ContentEncoding="gzip",
+                )
+            else:
+                self._s3.delete_object(**where)
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in _CHANGED:
+                raise
+            return False
+        return True
 
     @cached_property
     def bucket(self) -> str:
@@ -161,7 +206,7 @@ class Stores:
 
     def depths(self) -> dict[str, Depth]:
         """The two queues and their dead-letter queues, by name."""
-        return {name: self._depth(name) for name in QUEUES}
+        return {name: self.depth(name) for name in QUEUES}
 
     def dead_letters(self, queue: str) -> Iterator[DeadLetter]:
         """Every message of a dead-letter queue, as far as SQS shows them: each is hidden from
@@ -188,7 +233,27 @@ class Stores:
             if not new:
                 return
 
-    def _depth(self, name: str) -> Depth:
+    def delete(self, letter: DeadLetter) -> None:
+        """Deletes a dead letter that is looked at."""
+        self.aws.client("sqs").delete_message(
+            QueueUrl=self.urls[letter.queue], ReceiptHandle=letter.receipt_handle
+        )
+
+    def show(self, letters: Sequence[DeadLetter]) -> None:
+        """Shows dead letters that were looked at to others again, at once."""
+        from botocore.exceptions import ClientError
+
+        for letter in letters:
+            # (What was looked at for too long shows by itself.)
+            with suppress(ClientError):
+                self.aws.client("sqs").change_message_visibility(
+                    QueueUrl=self.urls[letter.queue],
+                    ReceiptHandle=letter.receipt_handle,
+                    VisibilityTimeout=0,
+                )
+
+    def depth(self, name: str) -> Depth:
+        """One queue's."""
         found = self.aws.client("sqs").get_queue_attributes(
             QueueUrl=self.urls[name], AttributeNames=["All"]
         )["Attributes"]

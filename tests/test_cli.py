@@ -26,7 +26,7 @@ def spillway(*arguments: str, **variables: str) -> subprocess.CompletedProcess[s
     )
 
 
-COMMANDS = ("run", "text", "burst", "status", "trace", "doctor", "deploy", "destroy")
+COMMANDS = ("run", "text", "burst", "status", "trace", "doctor", "erase", "deploy", "destroy")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -313,6 +313,15 @@ def unknown_again_(ledger: Ledger) -> PartEntry:
     return mine
 
 
+def then_erased(given: Callable[[Ledger], PartEntry]) -> Callable[[Ledger], PartEntry]:
+    def erased(ledger: Ledger) -> PartEntry:
+        mine = given(ledger)
+        ledger.erase(found(ledger))
+        return mine
+
+    return erased
+
+
 GIVEN: dict[str, Callable[[Ledger], PartEntry]] = {
     "waiting": waiting_,
     "my claim": sending_,
@@ -325,6 +334,10 @@ GIVEN: dict[str, Callable[[Ledger], PartEntry]] = {
     "dead, then given up": given_up_,
     "dead, then not sent": freed_,
     "dead, not sent, unknown again": unknown_again_,
+    "my claim, then erased": then_erased(sending_),
+    "dead, then erased": then_erased(unknown_),
+    "put back, then erased": then_erased(put_back_),
+    "sent, then erased": then_erased(sent_),
 }
 STEPS: dict[str, Callable[[Ledger, PartEntry], object]] = {
     "claim again": lambda ledger, mine: ledger.claim(REPLY, mine, owner="me", lease_until=LEASE),
@@ -371,6 +384,10 @@ TRANSITIONS: dict[str, tuple[str, ...]] = {
         *("Busy", "Busy", "Busy", "Busy", "=", "=", "sent"),
         *NOTHING,
     ),
+    "my claim, then erased": ("Busy", "Busy", "=", "=", "Busy", "Busy", "stale", *NOTHING),
+    "dead, then erased": ("Busy", "Busy", "=", "=", "Busy", "Busy", "stale", *NOTHING),
+    "put back, then erased": ("Busy", "Busy", "Busy", "Busy", "=", "Busy", "sent", *NOTHING),
+    "sent, then erased": ("Busy", "Busy", "=", "=", "=", "=", "sent", *NOTHING),
 }
 
 
@@ -547,7 +564,9 @@ def test_a_receipt_proves_that_the_provider_has_it(
     assert ledger.receive(receipt("delivered")).result == "recorded"
     now = part(ledger)
     assert (now.state, now.status) == ("sent", "delivered")
-    assert now.provider_id == ("SM1" if given == "sent" else "SM-receipt")
+    id_ = "SM1" if given == "sent" else "SM-receipt"
+    # (What was erased gets no id again.)
+    assert now.provider_id == ("" if "erased" in given else id_)
     assert "unknown_bucket" not in stored(runtime)
 
     # AND nobody sends it again
@@ -734,6 +753,153 @@ def test_a_receipt_that_is_always_overtaken_comes_again() -> None:
     ledger = Ledger(Restless(), FakeRuntime(), keep_days=400)  # type: ignore[arg-type]
     with pytest.raises(Busy):
         ledger.receive(receipt())
+
+
+# --- erasing -----------------------------------------------------------------------------------
+
+
+def two_parts(ledger: Ledger) -> Reply:
+    """With everything in it that a reply may have."""
+    reply = draft(opened(ledger), [("heron 1", ["https://a/1"]), ("heron 2", ())])
+    first = (reply.parts or ())[0]
+    mine = ledger.claim(reply, first, owner="me", lease_until=LEASE, request=f"{THEIRS} heron")
+    ledger.sent(found(ledger), mine, "SM1")
+    ledger.claim(
+        found(ledger), part(ledger, 2), owner="me", lease_until=LEASE, request=f"{THEIRS} heron"
+    )
+    return found(ledger)
+
+
+def second(step: Callable[[Ledger, Reply, PartEntry], object]) -> Callable[[Ledger], object]:
+    def given(ledger: Ledger) -> object:
+        reply = two_parts(ledger)
+        return step(ledger, reply, part(ledger, 2))
+
+    return given
+
+
+ERASED: dict[str, tuple[Callable[[Ledger], object], str, list[str]]] = {
+    # given: what it was, its state when it is erased, and that of its parts
+    "no words yet": (opened, "erased", []),
+    "a draft": (lambda ledger: ledger.store_words(draft(opened(ledger), words())), "erased", ["w"]),
+    "a claim": (two_parts, "erased", ["sent", "failed"]),
+    "put back": (
+        second(lambda ledger, reply, mine: ledger.put_back(reply, mine)),
+        "erased",
+        ["sent", "waiting"],
+    ),
+    "unknown": (
+        second(lambda ledger, reply, mine: ledger.unknown(reply, mine, reason="lease_ended")),
+        "erased",
+        ["sent", "failed"],
+    ),
+    "sent": (
+        second(lambda ledger, reply, mine: ledger.sent(reply, mine, "SM2")),
+        "sent",
+        ["sent", "sent"],
+    ),
+    "delivered": (
+        second(
+            lambda ledger, _, __: [ledger.receive(receipt("delivered", number=n)) for n in (1, 2)]
+        ),
+        "delivered",
+        ["sent", "sent"],
+    ),
+    "refused by the provider": (
+        second(lambda ledger, reply, mine: ledger.failed(reply, mine, reason="filtered", code="7")),
+        "failed: filtered",
+        ["sent", "failed"],
+    ),
+    "closed": (
+        lambda ledger: ledger.close(opened(ledger), "refused: opted_out"),
+        "refused: opted_out",
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize("given", ERASED)
+def test_what_is_erased_says_what_became_of_it_and_no_more(
+    runtime: FakeRuntime, ledger: Ledger, given: str
+) -> None:
+    make, state, parts = ERASED[given]
+    make(ledger)
+    before = stored(runtime)
+    runtime.clock += 1000
+    # WHEN it is erased, twice
+    ledger.erase(found(ledger))
+    there = ledger.erase(found(ledger))
+
+    # THEN what became of it is there, with its times, and nothing else
+    assert there == found(ledger)
+    assert there.state == state
+    assert [one.state for one in there.parts or ()] == ["waiting" if p == "w" else p for p in parts]
+    after = stored(runtime)
+    kept = {"pk", "sk", "kind", "provider", "received_at", "expires_at"}
+    assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
+    assert set(after) - kept <= {"parts", "outcome", "confirmation", "erased_at"}
+    assert after["erased_at"] == NOW + 1000
+    for number, one in after.get("parts", {}).items():
+        was = before["parts"][number]
+        assert (one.pop("text"), one.pop("media"), one.pop("provider_id")) == ("", [], "")
+        told = {"attempt", "started_at", "first_started_at", "status", "rank", "error"}
+        assert one == {"state": one["state"]} | {n: was[n] for n in told if n in was}
+    # AND it is in nobody's list, and nobody resumes or decides it
+    assert (there.listed, there.to_be_resumed) == (False, False)
+
+    # WHEN its message comes again, THEN there is nothing to be done
+    again = opened(ledger, NOW + 7200)
+    assert again == there
+    assert again.outcome or again.current is None
+    draft_of = draft(replace(again, parts=None), words("heron again"))
+    for claim in (draft_of, again):
+        for one in claim.parts or ():
+            with pytest.raises(Busy):
+                ledger.claim(claim, one, owner="other", lease_until=LEASE)
+    # AND a receipt brings nothing back
+    ledger.receive(receipt("failed", error="30003"))
+    assert "SM" not in str(stored(runtime))
+
+
+@pytest.mark.parametrize(
+    "meanwhile", ["words", "closed", "claimed", "sent", "unknown", "put back", "another's claim"]
+)
+def test_an_erasure_is_of_the_reply_as_it_was_read(
+    runtime: FakeRuntime, ledger: Ledger, meanwhile: str
+) -> None:
+    # GIVEN a reply that moves on after it was read
+    if meanwhile in ("words", "closed"):
+        read = opened(ledger)
+        if meanwhile == "words":
+            ledger.store_words(draft(read, words()))
+        else:
+            ledger.close(read, "no_reply")
+    elif meanwhile == "claimed":
+        read = with_words(ledger)
+        claimed(ledger)
+    else:
+        with_words(ledger)
+        mine = claimed(ledger)
+        read = found(ledger)
+        if meanwhile == "sent":
+            ledger.sent(REPLY, mine, "SM1")
+        elif meanwhile == "unknown":
+            ledger.unknown(REPLY, mine, reason="lease_ended")
+        else:
+            ledger.put_back(REPLY, mine)
+        if meanwhile == "another's claim":
+            claimed(ledger, "another")
+    before = stored(runtime)
+    with pytest.raises(Busy):
+        ledger.erase(read)
+    assert stored(runtime) == before
+
+
+def test_an_erasure_makes_no_item(runtime: FakeRuntime, ledger: Ledger) -> None:
+    # (The end of its life may have come in between.)
+    with pytest.raises(Busy):
+        ledger.erase(replace(REPLY, parts=None))
+    assert ledger.find(ID) is None
 
 
 # --- what became of it -------------------------------------------------------------------------

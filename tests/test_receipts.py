@@ -223,6 +223,21 @@ def test_a_receipt_that_says_opted_out_is_an_opt_out(
     assert sum(line.get("ConsentEvents", 0) for line in lines) == 1
 
 
+def test_an_opt_out_of_somebody_who_was_erased_is_nobodys(
+    runtime: FakeRuntime, ledger: Ledger, consent: ConsentList
+) -> None:
+    reply = ledger.find(ID)
+    assert reply is not None
+    ledger.erase(reply)
+    receipts.record(ledger, consent, OPTED_OUT)
+    assert [
+        item["sk"]["S"][:4] for item in runtime.dynamodb.scan(TableName="spillway-test")["Items"]
+    ] == ["OUT#"]
+    reply = ledger.find(ID)
+    assert reply is not None
+    assert reply.state == "failed"
+
+
 @pytest.mark.parametrize(
     "given",
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain, repeat
 from typing import Any
@@ -1838,3 +1839,57 @@ def test_a_death_around_a_refusal_for_an_opt_out_sends_nothing_more(
     assert world.reply(text).state == (
         "failed: opted_out" if operation == "update_item" and landed else "unknown"
     )
+
+
+# --- a person who is erased ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("turns", "state"),
+    [
+        pytest.param([None], "sent", id="sent"),
+        pytest.param([Rejected("filtered", "30007")], "failed: filtered", id="refused"),
+        pytest.param([Unavailable("no_connection")], "erased", id="put back"),
+        pytest.param([OutcomeUnknown("read_timeout")], "erased", id="unknown"),
+        pytest.param([Died()], "erased", id="claimed"),
+    ],
+)
+def test_what_was_erased_is_never_answered(build: Build, turns: list[Turn], state: str) -> None:
+    # GIVEN a reply that came so far, and is erased
+    world, text = build(), inbound()
+    world.carrier.next = iter(turns)
+    with suppress(Died):
+        world.receive(text)
+    world.ledger.erase(world.reply(text))
+    # WHEN its message comes again, now and when any claim has ended
+    assert world.reply(text).state == state
+    world.assert_settled(text)
+    world.runtime.clock += 400
+    world.assert_settled(text)
+    # THEN the provider was called once
+    assert len(world.said) == 1
+
+
+@pytest.mark.parametrize("when", ["asking", "claiming", "calling"])
+def test_an_erasure_while_it_is_answered(build: Build, when: str) -> None:
+    # GIVEN an erasure that comes between (no real one does: it waits for what is recent)
+    text = inbound()
+
+    def erase() -> None:
+        world.ledger.erase(world.reply(text))
+
+    def ask(message: object) -> str:
+        if when == "asking":
+            erase()
+        return "heron"
+
+    world = build(answer=ask)
+    if when == "claiming":
+        tapped(world.runtime).next["update_item"] = iter([erase])
+    if when == "calling":
+        world.carrier.next = iter([erase])
+    # WHEN the claim after it is refused, THEN the message comes again and is done with
+    assert world.receive(text) == ([] if when == "calling" else ["m0"])
+    world.assert_settled(text)
+    assert world.reply(text).state == "erased"
+    assert len(world.said) == (when == "calling")

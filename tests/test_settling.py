@@ -392,7 +392,12 @@ def done_closed(world: World) -> None:
     world.ledger.close(world.reply(), "expired")
 
 
-@pytest.mark.parametrize("given", [done_sent, done_failed, done_closed])
+def done_erased(world: World) -> None:
+    world.unknown("heron 1", "heron 2")
+    world.ledger.erase(world.reply())
+
+
+@pytest.mark.parametrize("given", [done_sent, done_failed, done_closed, done_erased])
 def test_where_nothing_is_left_nothing_is_done(
     build: Build, given: Callable[[World], None]
 ) -> None:
@@ -909,7 +914,9 @@ def test_the_last_part_leaves_nothing_to_resume(build: Build) -> None:
 
 
 @pytest.mark.parametrize("decision", ["sent", "resend", "give_up"])
-@pytest.mark.parametrize("given", ["settled", "another attempt", "claimed", "no such part", "none"])
+@pytest.mark.parametrize(
+    "given", ["settled", "erased", "another attempt", "claimed", "no such part", "none"]
+)
 def test_a_person_who_saw_something_else_decides_nothing(
     build: Build, decision: Decision, given: str
 ) -> None:
@@ -917,6 +924,8 @@ def test_a_person_who_saw_something_else_decides_nothing(
     if given == "settled":
         mine = world.unknown()
         world.ledger.refused(world.reply(), mine, reason="landline", code="1")
+    elif given == "erased":
+        done_erased(world)
     elif given == "claimed":
         world.claimed()
     elif given != "none":

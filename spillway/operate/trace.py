@@ -147,18 +147,25 @@ def life(stage: Stage, id_: MessageId, *, texts: bool = False) -> Life | None:
     told = Life(
         id=str(id_),
         provider=item["provider"] if item else "",
-        ours=shown(reply.ours if reply else item["to"] if item else ""),
-        theirs=shown(reply.theirs if reply else item["from"] if item else ""),
+        ours=shown(reply.ours if reply else item.get("to", "") if item else ""),
+        theirs=shown(reply.theirs if reply else item.get("from", "") if item else ""),
         received_at=float(item["received_at"]) if item else 0.0,
         state=_state(stored, reply, letters),
     )
     told.events = sorted(
-        [*_stored(stored), *_replied(reply), *letters, *_logged(stage, id_, told.received_at)],
+        [
+            *_stored(stored),
+            *_replied(reply),
+            *_erased(stored, replied),
+            *letters,
+            *_logged(stage, id_, told.received_at),
+        ],
         key=lambda event: event.at or told.received_at,
     )
     if texts:
-        told.texts = [stored["text"]] if stored else []
-        told.texts += [part.text for part in (reply and reply.parts) or ()]
+        said = [stored.get("text", "")] if stored else []
+        said += [part.text for part in (reply and reply.parts) or ()]
+        told.texts = [words for words in said if words]
     return told
 
 
@@ -176,7 +183,7 @@ def _state(stored: Item | None, reply: Reply | None, letters: list[Event]) -> st
 
 
 def _stored(item: Item | None) -> Iterator[Event]:
-    if item is None:
+    if item is None or "erased_at" in item:
         return
     judged = "valid" if item["valid"] else f"not valid: {', '.join(item['reasons'])}"
     said = f", says {item['keyword']}" if item.get("keyword") else ""
@@ -185,6 +192,13 @@ def _stored(item: Item | None) -> Iterator[Event]:
         None, "table", f"stored, {judged}{said}{asked}; {item['segments']} segments received"
     )
     yield Event(None, "archive", str(item["archive_key"]))
+
+
+def _erased(*items: Item | None) -> Iterator[Event]:
+    for item in items:
+        if item is not None and "erased_at" in item:
+            where = "table" if item["sk"].startswith("IN#") else "ledger"
+            yield Event(float(item["erased_at"]), where, "erased: numbers and words are gone")
 
 
 def _replied(reply: Reply | None) -> Iterator[Event]:

@@ -1,5 +1,6 @@
 """The ledger against a model that fits on a page: several owners, in any order, some of whose
-answers are lost, some of whom are slow or dead, and a person who settles what is unknown.
+answers are lost, some of whom are slow or dead, a person who settles what is unknown, and one who
+erases it.
 
 The model knows what the ledger must never get wrong: who was given which attempt, what the provider
 took, and what was once said of a part.
@@ -215,6 +216,14 @@ class LedgerMachine(RuleBasedStateMachine):
     def close(self, lose: bool) -> None:
         self.step(lambda: self.ledger.close(self.reply(), "expired"), lose)
 
+    @precondition(lambda self: self.memory.clock > NOW + 8 * LEASE)
+    @rule(lose=lost)
+    def erase(self, lose: bool) -> None:
+        self.memory.clock += LEASE + 1  # no claim is alive
+        reply = self.ledger.find(ID)
+        assert reply is not None
+        self.step(lambda: self.ledger.erase(reply), lose)
+
     @rule(number=st.sampled_from([1, 1, 1, 2, 3]), status=statuses, lose=lost)
     def receipt(self, number: int, status: Status, lose: bool) -> None:
         receipt = DeliveryReceipt("twilio", "SM1", ID.part(number), status)
@@ -240,8 +249,14 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.outcome in ("", outcome)
         self.outcome = outcome
         words = tuple(part.text for part in reply.parts or ())
-        assert self.words in ((), words)
-        self.words = words
+        if reply.theirs:
+            assert self.words in ((), words)
+            self.words = words
+        else:
+            # What was erased is never sent, nor anything said of it again.
+            assert not any(words)
+            assert not any(part.provider_id or part.owner for part in reply.parts or ())
+            assert reply.outcome or self.state() == ""
         for part in reply.parts or ():
             before = self.states.get(part.number, "waiting")
             assert before not in ("sent", "failed") or part.state == before
