@@ -49,7 +49,7 @@ aws-proof: setup  ## the deployed app in the AWS account of your environment: ST
 
 coverage: setup  ## which lines and branches of the functions the tests reach
 	@rm -rf build/coverage && mkdir -p build/coverage
-	@$(BIN)/coverage run -m pytest $(ARGS)
+	@$(BIN)/coverage run -m pytest --ignore tests/e2e --ignore tests/deployed $(ARGS)
 	@$(BIN)/coverage combine -q && $(BIN)/coverage report
 
 format: setup  ## let ruff write the layout
