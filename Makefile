@@ -23,6 +23,8 @@ run: setup  ## the whole system on this machine, without an AWS account
 test: setup check  ## everything that CI checks
 	@$(BIN)/python -m pytest $(ARGS)
 
+# (The overlays infra/app.yaml and validation.yaml are no templates by themselves: tests/test_package.py
+# lints them as they are packaged.)
 check: setup  ## ruff, mypy, cfn-lint
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -47,7 +49,7 @@ aws-proof: setup  ## the deployed app in the AWS account of your environment: ST
 
 coverage: setup  ## which lines and branches of the functions the tests reach
 	@rm -rf build/coverage && mkdir -p build/coverage
-	@$(BIN)/coverage run -m pytest $(ARGS)
+	@$(BIN)/coverage run -m pytest --ignore tests/e2e --ignore tests/deployed $(ARGS)
 	@$(BIN)/coverage combine -q && $(BIN)/coverage report
 
 format: setup  ## let ruff write the layout

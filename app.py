@@ -67,14 +67,19 @@ def health() -> dict[str, str]:
     return {"status": "ok"}
 
 
+# What a queue's mapping may have at once, so that neither takes the other's share of the account's
+# concurrency, nor the front door's, and none receives more than it can work on.
 @app.on_sqs_message(
-    queue=f"spillway-{STAGE}-processing", batch_size=100, maximum_batching_window_in_seconds=1
+    queue=f"spillway-{STAGE}-processing",
+    batch_size=100,
+    maximum_batching_window_in_seconds=1,
+    maximum_concurrency=200,
 )
 def process(event: SQSEvent) -> Any:
     return function("processing").handle(event.to_dict(), event.context)
 
 
-@app.on_sqs_message(queue=f"spillway-{STAGE}-outbound.fifo", batch_size=10)
+@app.on_sqs_message(queue=f"spillway-{STAGE}-outbound.fifo", batch_size=10, maximum_concurrency=250)
 def send(event: SQSEvent) -> Any:
     return function("sending").handle(event.to_dict(), event.context)
 

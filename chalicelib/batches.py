@@ -23,11 +23,12 @@ from functools import partial
 from math import ceil
 from typing import Any, Protocol, TypeVar
 
-from chalicelib.messages import MessageId
+from chalicelib.consent import event_in
 from chalicelib.observing import count, log
 from chalicelib.queues import Envelope, EnvelopeError, Kind, Queues
 from chalicelib.runtime import Runtime, is_transient
 from chalicelib.table import Table
+from chalicelib.text import normalise
 
 T = TypeVar("T")
 
@@ -239,11 +240,12 @@ class Batch:
 
     def _hand_back(self, records: Sequence[Record], needs: float) -> None:
         """Unstarted, for another invocation; which has as little time if nothing was begun here."""
-        count("HandedBack", len(records))
+        ids = " ".join(filter(None, map(_id, records)))
+        count("HandedBack", len(records), id=ids)
         if self._begun:
             self._wait(records, 0)
         else:
-            log("ERROR", "time_out_too_short", count=len(records), seconds=needs)
+            log("ERROR", "time_out_too_short", id=ids, count=len(records), seconds=needs)
             self._wait(records, self._backoff(records[0].receives))
 
     def _failed(self, record: Record, rest: Sequence[Record], error: Exception) -> None:
@@ -255,7 +257,7 @@ class Batch:
             elif is_transient(error):
                 self._defer(record, rest, Defer(f"transient: {type(error).__name__}"))
             else:
-                count("UnexpectedErrors")
+                count("UnexpectedErrors", id=_id(record))
                 log(
                     "ERROR",
                     "unexpected_error",
@@ -276,7 +278,7 @@ class Batch:
             return
         after = defer.after if defer.after is not None else self._backoff(record.receives)
         log("INFO", "deferred", id=_id(record), reason=defer.reason, seconds=after)
-        count("Deferrals", reason=defer.reason.partition(":")[0])
+        count("Deferrals", reason=defer.reason.partition(":")[0], id=_id(record))
         self._wait(rest, after)
         if record in self._started:
             self._take_back(record)
@@ -320,8 +322,11 @@ class Batch:
                 "dead_lettered_at": str(int(self._runtime.now())),
             },
         )
-        count("DeadLetters", reason=reason.partition(":")[0])
+        count("DeadLetters", reason=reason.partition(":")[0], id=_id(record))
         log("ERROR", "dead_lettered", id=_id(record), reason=reason, receives=record.receives)
+        if _says_stop(record.envelope):
+            # Alarmed at once: somebody may get texts against their will.
+            count("StopsDeadLettered", id=_id(record))
 
     def _start(self, record: Record) -> None:
         """Counts a start, from the second receive on: nearly all messages are received once."""
@@ -393,9 +398,16 @@ def _this(record: Record) -> dict[str, Any]:
 
 
 def _id(record: Record) -> str:
-    """Its message id, if it is one: a log takes nothing else."""
-    id_ = record.envelope.id if record.envelope else ""
-    return id_ if MessageId.parse(id_) else ""
+    return record.envelope.log_id if record.envelope else ""
+
+
+def _says_stop(envelope: Envelope | None) -> bool:
+    """Whether this is a text that says STOP, as far as it can be read."""
+    if envelope is None or envelope.kind != "inbound":
+        return False
+    words = envelope.payload.get("text")
+    said = event_in(normalise(words)) if isinstance(words, str) else None
+    return (envelope.payload.get("consent_hint") or said) == "stop"
 
 
 def _task(

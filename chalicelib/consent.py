@@ -293,7 +293,7 @@ class ConsentList:
         """
         source = f"{provider}: {code}"
         effective = self.record(number, "stop", at, words="", source=source, id_=id_)
-        count("ConsentEvents", reason="stop")
+        count("ConsentEvents", reason="stop", id=id_)
         log(
             "INFO",
             "consent_stop",

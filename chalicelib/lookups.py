@@ -78,7 +78,7 @@ class LookUps:
         )
         for (source, _), answer in zip(self._sources, answers, strict=True):
             if isinstance(answer, _Failure):
-                count("LookUpFailures", reason=source.name)
+                count("LookUpFailures", reason=source.name, id=id_)
                 log("WARNING", "lookup_failed", id=id_, reason=source.name, code=answer.why)
                 if source.required:
                     raise Defer(f"lookup: {source.name}", answer.retry_after)

@@ -48,7 +48,7 @@ class LoopGuard:
                 self._forget(id_, item, received_at)
         if held:
             self._hold(id_)
-            count("LoopsHeld")
+            count("LoopsHeld", id=str(id_))
             log("WARNING", "loop_held", id=str(id_))
         return held
 

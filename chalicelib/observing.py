@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import traceback
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 # What libraries say may hold addresses, headers and bodies, whatever level somebody sets.
@@ -45,7 +46,7 @@ def log(
     """
     if _ORDER[level] < _ORDER.get(os.environ.get("LOG_LEVEL", "INFO"), 1):
         return
-    line: dict[str, Any] = {"level": level, "event": event, **_origin()}
+    line: dict[str, Any] = {"timestamp": _now(), "level": level, "event": event, **_origin()}
     for name, value in (
         ("id", id),
         ("provider", provider),
@@ -67,15 +68,22 @@ def log(
     _write(line)
 
 
-def count(metric: str, number: int = 1, *, provider: str = "", reason: str = "") -> None:
-    """Adds `number` to a metric. Dimensions are few and low in variety: each combination is billed
-    as a metric of its own."""
-    origin = _origin()
-    dimensions = {"stage": origin["stage"], "function": origin["function"]}
-    if provider:
-        dimensions["provider"] = provider
-    if reason:
-        dimensions["reason"] = reason
+def count(
+    metric: str,
+    number: int = 1,
+    *,
+    provider: str = "",
+    reason: str = "",
+    id: str = "",  # noqa: A002 -- as in `log`
+) -> None:
+    """Adds `number` to a metric of the stage, to that of the provider and to that of the reason.
+
+    Each of these is billed as a metric of its own, so providers and reasons are few and are not
+    multiplied with each other; and each has a name that an alarm can watch without searching.
+    `id` (as in `log`; several with a space between them) and the function are in the line, where a
+    search of the log finds them, and are no dimensions.
+    """
+    named = {name: value for name, value in (("provider", provider), ("reason", reason)) if value}
     _write(
         {
             "_aws": {
@@ -83,12 +91,14 @@ def count(metric: str, number: int = 1, *, provider: str = "", reason: str = "")
                 "CloudWatchMetrics": [
                     {
                         "Namespace": "Spillway",
-                        "Dimensions": [list(dimensions)],
+                        "Dimensions": [["stage"], *(["stage", name] for name in named)],
                         "Metrics": [{"Name": metric, "Unit": "Count"}],
                     }
                 ],
             },
-            **dimensions,
+            **_origin(),
+            **named,
+            **({"id": id} if id else {}),
             metric: number,
         }
     )
@@ -99,6 +109,12 @@ def _origin() -> dict[str, str]:
         "function": os.environ.get("SPILLWAY_FUNCTION", ""),
         "stage": os.environ.get("SPILLWAY_STAGE", ""),
     }
+
+
+def _now() -> str:
+    """As Lambda writes it into its own JSON lines."""
+    seconds, milliseconds = divmod(_milliseconds(), 1000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{milliseconds:03d}Z"
 
 
 def _milliseconds() -> int:

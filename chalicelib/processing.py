@@ -203,8 +203,9 @@ class Processing:
             "expires_at": int(envelope.received_at + self._settings.message_days * DAY),
         }
         self._table.insert(item)
-        count("Stored", provider=str(line["provider"]), reason="" if line["valid"] else "invalid")
-        log("INFO", "stored", id=envelope.id, provider=str(line["provider"]))
+        provider, reason = str(line["provider"]), "" if line["valid"] else "invalid"
+        count("Stored", provider=provider, reason=reason, id=envelope.id)
+        log("INFO", "stored", id=envelope.id, provider=provider)
 
 
 def reasons_against(message: InboundMessage, body: str) -> list[str]:

@@ -19,7 +19,9 @@ from chalicelib.messages import (
     DeliveryReceipt,
     InboundMessage,
     Media,
+    MessageId,
     OutgoingMessage,
+    parse_reference,
 )
 from chalicelib.runtime import Runtime
 
@@ -70,6 +72,14 @@ class Envelope:
 
     def body(self) -> str:
         return json.dumps(asdict(self), separators=(",", ":"))
+
+    @property
+    def log_id(self) -> str:
+        """What a log calls it: the message's id, or a receipt's reference; "" where it has neither.
+        Nothing else passes, since anybody may have written there."""
+        id_ = self.id or self.payload.get("reference")
+        known = isinstance(id_, str) and (MessageId.parse(id_) or parse_reference(id_))
+        return str(id_) if known else ""
 
     def inbound(self) -> InboundMessage:
         fields = dict(self.payload)

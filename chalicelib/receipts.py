@@ -24,12 +24,15 @@ def record(ledger: Ledger, consent: ConsentList, receipt: DeliveryReceipt) -> Re
             _record_opt_out(ledger, consent, receipt)
     received = ledger.receive(receipt)
     result = received.result
-    count("Receipts", provider=receipt.provider, reason=receipt.status)
+    # (Of a stranger's anybody may have written the reference.)
+    reference = receipt.reference if parse_reference(receipt.reference) else ""
+    count("Receipts", provider=receipt.provider, reason=receipt.status, id=reference)
     if result == "stranger":
-        count("StrangeReceipts", provider=receipt.provider)
+        count("StrangeReceipts", provider=receipt.provider, id=reference)
         log(
             "WARNING",
             "receipt_of_unknown_message",
+            id=reference,
             provider=receipt.provider,
             reason="no_such_part",
         )
@@ -37,7 +40,7 @@ def record(ledger: Ledger, consent: ConsentList, receipt: DeliveryReceipt) -> Re
         log(
             "INFO",
             f"receipt_{result}",
-            id=receipt.reference,
+            id=reference,
             provider=receipt.provider,
             reason=receipt.status,
             code=receipt.error,

@@ -98,14 +98,9 @@ class Receiver:
             if provider.signed and not self._verified(provider, request):
                 _refused("signature", name)
                 return _error(403, "signature")
-            self._accept(provider, request, event)
-        except TooLarge:
-            _refused("too_large", name)
-            return _error(413, "too_large")
         except Exception as error:
             return _try_again(error, name)
-        count("Acknowledged", provider=name)
-        return provider.acknowledge()
+        return self._accept(provider, request, event)
 
     def _fetch_secrets(self, name: str) -> None:
         try:
@@ -138,18 +133,28 @@ class Receiver:
 
     def _accept(
         self, provider: Provider, request: WebhookRequest, event: Mapping[str, Any]
-    ) -> None:
-        """Puts what the request holds on the queues. Raises what the queues raise, and TooLarge."""
-        callback_url = public_url(event, self._settings.public_url, provider.name)
+    ) -> Response:
+        """Puts what the request holds on the queues, and acknowledges it."""
+        name, ids = provider.name, ""
         try:
-            processing, outbound = self._envelopes(provider, request, callback_url)
-            self._send(PROCESSING, processing)
-        except (PayloadError, RecursionError):
-            # JSON can be read at depths at which it can no longer be written.
-            log("ERROR", "payload_unreadable", provider=provider.name)
-            self._send(PROCESSING, [(_unreadable(provider, request), "")])
-            return
-        self._send(OUTBOUND, outbound)
+            callback_url = public_url(event, self._settings.public_url, name)
+            try:
+                processing, outbound = self._envelopes(provider, request, callback_url)
+                ids = " ".join(filter(None, (envelope.log_id for envelope, _ in processing)))
+                self._send(PROCESSING, processing)
+            except (PayloadError, RecursionError):
+                # JSON can be read at depths at which it can no longer be written.
+                log("ERROR", "payload_unreadable", id=ids, provider=name)
+                self._send(PROCESSING, [(_unreadable(provider, request), "")])
+            else:
+                self._send(OUTBOUND, outbound)
+        except TooLarge:
+            _refused("too_large", name, ids)
+            return _error(413, "too_large")
+        except Exception as error:
+            return _try_again(error, name, ids)
+        count("Acknowledged", provider=name, id=ids)
+        return provider.acknowledge()
 
     def _envelopes(
         self, provider: Provider, request: WebhookRequest, callback_url: str
@@ -184,7 +189,7 @@ class Receiver:
 
     def post_message(self, event: Mapping[str, Any]) -> Response:
         """POST /messages: one outgoing text for the outbound queue."""
-        provider = ""
+        provider, about = "", ""
         try:
             request = request_of(event, self._settings.public_url, self._runtime.now())
             key = request.headers.get("idempotency-key")
@@ -197,25 +202,26 @@ class Receiver:
                 self._keys.conversation(message.ours, message.theirs),
                 self._keys.message("api", principal, key),
             )
+            about = str(id_)
             envelope = Envelope(
                 "outgoing",
                 id_.conversation,
-                str(id_),
+                about,
                 request.received_at,
                 asdict(message),
                 public_url(event, self._settings.public_url, provider),
             )
             if self._is_full():
-                _refused("queue_full")
+                _refused("queue_full", ids=about)
                 return _json(429, {"error": "queue_full"}, {"Retry-After": str(COME_AGAIN)})
             self._send(OUTBOUND, [(envelope, id_.message)])
         except BadRequest as error:
             _refused("bad_request")
             return _error(400, str(error))
         except Exception as error:
-            return _try_again(error, provider)
-        count("Queued", provider=provider)
-        return _json(202, {"id": str(id_)})
+            return _try_again(error, provider, about)
+        count("Queued", provider=provider, id=about)
+        return _json(202, {"id": about})
 
     def _is_full(self) -> bool:
         """Whether so much waits to be sent that our own clients are not to add to it. Webhooks are
@@ -258,7 +264,7 @@ class Receiver:
         try:
             reply = self._ledger.find(id_)
         except Exception as error:
-            return _try_again(error, "")
+            return _try_again(error, "", str(id_))
         if reply is None:
             return _error(404, "not_seen_yet")
         return _json(
@@ -379,11 +385,13 @@ def _is_address(url: str) -> bool:
         return False
 
 
-def _try_again(error: Exception, provider: str) -> Response:
+def _try_again(error: Exception, provider: str, ids: str = "") -> Response:
     """For a fault of ours: the caller is to come again."""
     known = isinstance(error, QueueRefused) or is_transient(error)
-    count("Faults", provider=provider, reason="store" if known else "unexpected")
-    log("ERROR", "not_taken", provider=provider, error=error)
+    count("Faults", provider=provider, reason="store" if known else "unexpected", id=ids)
+    if not known:
+        count("UnexpectedErrors", id=ids)
+    log("ERROR", "not_taken", id=ids, provider=provider, error=error)
     return _json(503, {"error": "try_again"}, {"Retry-After": "5"})
 
 
@@ -394,9 +402,9 @@ def _json_in(body: bytes) -> Any:
         raise BadRequest("the body must be a JSON object") from None
 
 
-def _refused(reason: str, provider: str = "") -> None:
-    count("Refused", provider=provider, reason=reason)
-    log("WARNING", "refused", provider=provider, reason=reason)
+def _refused(reason: str, provider: str = "", ids: str = "") -> None:
+    count("Refused", provider=provider, reason=reason, id=ids)
+    log("WARNING", "refused", id=ids, provider=provider, reason=reason)
 
 
 def _error(status: int, why: str) -> Response:

@@ -130,7 +130,7 @@ class Sender:
             raise GiveUp("unexpected_kind")
         if not self._ledger.alive(envelope.received_at):
             # Its ledger item may be gone, and with it the proof that it was answered.
-            count("NotAnswered", reason="older_than_ledger")
+            count("NotAnswered", reason="older_than_ledger", id=envelope.id)
             log("ERROR", "older_than_ledger", id=envelope.id)
             return None
         if envelope.kind == "resume":
@@ -222,7 +222,7 @@ class Sender:
             source=message.provider,
             id_=str(reply.id),
         )
-        count("ConsentEvents", reason=event)
+        count("ConsentEvents", reason=event, id=str(reply.id))
         log("INFO", f"consent_{event}", id=str(reply.id), reason="effective" if effective else "")
 
     def _confirm(self, reply: Reply, provider: Provider) -> Reply:
@@ -324,7 +324,7 @@ class Sender:
             self._put_back(reply, part)
             if error.reason == "credentials":
                 self._vault.refreshed(provider.name)
-            count("SendsDeferred", provider=provider.name, reason=error.reason)
+            count("SendsDeferred", provider=provider.name, reason=error.reason, id=reference)
             after = error.retry_after if isinstance(error, Throttled) else None
             raise Defer(f"provider: {error.reason}", after) from error
         except Rejected as error:
@@ -332,17 +332,18 @@ class Sender:
             if reason == "opted_out":
                 self._outcome(lambda: self._record_opt_out(reply, part, code), part)
             self._outcome(lambda: self._ledger.failed(reply, part, reason=reason, code=code), part)
-            count("SendsRejected", provider=provider.name, reason=error.reason)
+            count("SendsRejected", provider=provider.name, reason=error.reason, id=reference)
             log("WARNING", "rejected", id=reference, reason=error.reason, code=error.code)
             return False
         except OutcomeUnknown as error:
             return self._unknown(reply, part, error.reason)
         except Exception as error:
             # A bug of ours, somewhere around a call that may have been made.
+            count("UnexpectedErrors", id=reference)
             log("ERROR", "unexpected_error", id=reference, error=error)
             return self._unknown(reply, part, "unexpected_error")
         self._outcome(lambda: self._ledger.sent(reply, part, sent.id), part)
-        count("Sent", provider=provider.name)
+        count("Sent", provider=provider.name, id=reference)
         log("INFO", "sent", id=reference, provider=provider.name)
         return True
 
@@ -390,15 +391,16 @@ class Sender:
         entry = self._outcome(lambda: self._ledger.unknown(reply, part, reason=reason), part)
         if entry.state == "sent":
             return True
-        count("UnknownSends", provider=reply.provider, reason=reason)
-        log("ERROR", "outcome_unknown", id=reply.id.part(part.number), reason=reason)
+        reference = reply.id.part(part.number)
+        count("UnknownSends", provider=reply.provider, reason=reason, id=reference)
+        log("ERROR", "outcome_unknown", id=reference, reason=reason)
         settle_later(self._queues, reply, part)
         return False
 
     def _close(self, reply: Reply, outcome: str) -> Reply:
         closed = self._ledger.close(reply, outcome)
         word, _, reason = closed.outcome.partition(": ")
-        count("Closed", provider=reply.provider, reason=word)
+        count("Closed", provider=reply.provider, reason=word, id=str(reply.id))
         log("INFO", "closed", id=str(reply.id), reason=word, code=reason)
         return closed
 

@@ -102,8 +102,9 @@ def decide(
         raise Busy
     if entry.state == "unknown" and entry.attempt == attempt:
         reply = _decided(runtime, ledger, reply, entry, decision)
-        count("Settled", provider=reply.provider, reason=f"person_{decision}")
-        log("INFO", "settled", id=id_.part(part), reason=f"person_{decision}")
+        reason, reference = f"person_{decision}", id_.part(part)
+        count("Settled", provider=reply.provider, reason=reason, id=reference)
+        log("INFO", "settled", id=reference, reason=reason)
     elif not _is_as_decided(reply, entry, attempt, decision):
         raise Busy
     if reply.to_be_resumed:
@@ -167,7 +168,7 @@ class Settling:
             return None
         # Not made at the start: most starts of processing never need one.
         provider = provider_named(reply.provider, self._settings.api_url(reply.provider))
-        secrets = self._secrets(reply.provider)
+        secrets = self._secrets(reply, part)
         if secrets is None:
             return None
         try:
@@ -282,22 +283,31 @@ class Settling:
         following = next((look for look in LOOKS if look - age > EARLY), None)
         if following is not None:
             raise Defer("outcome_unknown", after=following - age)
-        count("UnknownListed", provider=reply.provider)
-        log("ERROR", "unknown_listed", id=reply.id.part(part.number), reason=part.error)
+        reference = reply.id.part(part.number)
+        count("UnknownListed", provider=reply.provider, id=reference)
+        log("ERROR", "unknown_listed", id=reference, reason=part.error)
 
-    def _secrets(self, name: str) -> Mapping[str, Any] | None:
+    def _secrets(self, reply: Reply, part: PartEntry) -> Mapping[str, Any] | None:
         """The provider's secrets; None where they cannot be had: then nothing is known either."""
         try:
-            return self._vault.secrets(name)
+            return self._vault.secrets(reply.provider)
         except Exception as error:
             if not is_transient(error):
                 raise
-            log("WARNING", "look_failed", provider=name, reason="secrets", error=error)
+            log(
+                "WARNING",
+                "look_failed",
+                id=reply.id.part(part.number),
+                provider=reply.provider,
+                reason="secrets",
+                error=error,
+            )
             return None
 
     def _tell(self, how: str, reply: Reply, part: PartEntry) -> Reply:
-        count("Settled", provider=reply.provider, reason=how)
-        log("INFO", "settled", id=reply.id.part(part.number), provider=reply.provider, reason=how)
+        reference = reply.id.part(part.number)
+        count("Settled", provider=reply.provider, reason=how, id=reference)
+        log("INFO", "settled", id=reference, provider=reply.provider, reason=how)
         return reply
 
 

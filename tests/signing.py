@@ -1,4 +1,5 @@
-"""Signed webhooks as API Gateway's events, for unit tests. Signed without the code under test."""
+"""Signed webhooks as API Gateway's events, and the vectors of signatures. Signed without the code
+under test."""
 
 from __future__ import annotations
 
@@ -7,8 +8,9 @@ import hashlib
 import hmac
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -122,3 +124,39 @@ def api_event(
         "body": body,
         "isBase64Encoded": False,
     }
+
+
+def vectors(provider: str) -> list[dict[str, Any]]:
+    """The requests of tests/vectors, each with its `name` and whether it is `valid`."""
+    path = Path(__file__).parent / "vectors" / f"{provider}.json"
+    found: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))
+    return found
+
+
+def carried(vector: dict[str, Any]) -> str:
+    """Why an API Gateway event cannot carry this request, or ""."""
+    url = urlsplit(vector["url"])
+    if vector["method"] != "POST":
+        return "our doors take POST only"
+    if url.scheme != "https":
+        return "API Gateway speaks https only"
+    query = "&".join(f"{n}={v}" for n, vs in parse_qs(url.query).items() for v in vs)
+    if query != url.query:
+        return "the event has the query decoded or in another order"
+    return ""
+
+
+def event_of(vector: dict[str, Any], provider: str) -> dict[str, Any]:
+    """A vector's request, to the signed door."""
+    url = urlsplit(vector["url"])
+    event = api_event(
+        "POST",
+        url.path,
+        vector["body"],
+        vector["headers"],
+        resource="/webhooks/{provider}/signed",
+        parameters={"provider": provider},
+        query=parse_qs(url.query) or None,
+    )
+    event["requestContext"]["domainName"] = url.netloc
+    return event

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
-from pathlib import Path
+from operator import itemgetter
 from typing import Any
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import urlencode
 
 import pytest
 from botocore.exceptions import ConnectTimeoutError
@@ -15,11 +15,20 @@ import app as app_module
 from chalicelib.credentials import hash_of
 from chalicelib.messages import Keys
 from chalicelib.providers.twilio import Twilio
+from chalicelib.queues import QueueRefused
 from chalicelib.receiving import Receiver
 from tests.fakes import OURS, THEIRS, FakeRuntime, settings
-from tests.signing import HOST, TelnyxKey, api_event, telnyx_event, twilio_event
+from tests.signing import (
+    HOST,
+    TelnyxKey,
+    api_event,
+    carried,
+    event_of,
+    telnyx_event,
+    twilio_event,
+    vectors,
+)
 
-VECTORS = Path(__file__).parent / "vectors"
 TWILIO = "twilio-user:twilio-password"
 TOKEN = "a token of our own client"
 
@@ -55,43 +64,8 @@ def sent(runtime: FakeRuntime, queue: str) -> list[dict[str, Any]]:
 # -- the signature vectors, through the whole route ----------------------------------------
 
 
-def vectors(provider: str) -> list[Any]:
-    return [
-        pytest.param(vector, id=vector["name"])
-        for vector in json.loads((VECTORS / f"{provider}.json").read_text())
-    ]
-
-
-def carried(vector: dict[str, Any]) -> str:
-    """Why an API Gateway event cannot carry this request, or ""."""
-    url = urlsplit(vector["url"])
-    if vector["method"] != "POST":
-        return "our doors take POST only"
-    if url.scheme != "https":
-        return "API Gateway speaks https only"
-    query = "&".join(f"{n}={v}" for n, vs in parse_qs(url.query).items() for v in vs)
-    if query != url.query:
-        return "the event has the query decoded or in another order"
-    return ""
-
-
-def event_of(vector: dict[str, Any], provider: str) -> dict[str, Any]:
-    url = urlsplit(vector["url"])
-    event = api_event(
-        "POST",
-        url.path,
-        vector["body"],
-        vector["headers"],
-        resource="/webhooks/{provider}/signed",
-        parameters={"provider": provider},
-        query=parse_qs(url.query) or None,
-    )
-    event["requestContext"]["domainName"] = url.netloc
-    return event
-
-
 @pytest.mark.parametrize("encoded", [False, True], ids=["text", "base64"])
-@pytest.mark.parametrize("vector", vectors("twilio"))
+@pytest.mark.parametrize("vector", vectors("twilio"), ids=itemgetter("name"))
 def test_twilio_vectors(
     vector: dict[str, Any],
     encoded: bool,
@@ -111,7 +85,7 @@ def test_twilio_vectors(
     assert bool(sent(runtime, "processing")) == vector["valid"]
 
 
-@pytest.mark.parametrize("vector", vectors("telnyx"))
+@pytest.mark.parametrize("vector", vectors("telnyx"), ids=itemgetter("name"))
 def test_telnyx_vectors(
     vector: dict[str, Any], runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -481,9 +455,42 @@ def test_a_bad_request_of_our_own_client(
     assert not sent(runtime, "outbound.fifo")
 
 
-def test_a_queue_that_refuses_an_outgoing_text(runtime: FakeRuntime) -> None:
+def test_a_queue_that_refuses_an_outgoing_text(
+    runtime: FakeRuntime, capsys: pytest.CaptureFixture[str]
+) -> None:
     runtime.queues.refuses["outbound.fifo"] = ConnectTimeoutError(endpoint_url="https://sqs")
     assert call(post({"to": THEIRS, "text": "x"}))[0] == 503
+    refused = lines(capsys)
+    # AND when it comes again, it has the id under which it was refused
+    del runtime.queues.refuses["outbound.fifo"]
+    id_ = json.loads(call(post({"to": THEIRS, "text": "x"}))[2])["id"]
+    assert [line["id"] for line in (*refused, *lines(capsys))] == [id_] * 3
+
+
+@pytest.mark.parametrize(
+    ("error", "unexpected"),
+    [
+        (ConnectTimeoutError(endpoint_url="https://sqs"), []),
+        (QueueRefused("1 of 2 not taken"), []),
+        (RuntimeError(THEIRS), [1]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_fault_that_nobody_expects_is_counted(
+    runtime: FakeRuntime,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    unexpected: list[int],
+) -> None:
+    runtime.queues.refuses["processing"] = error
+    assert call(twilio_event({"Body": "a secret text", "MessageSid": "SM1"}))[0] == 503
+    said = lines(capsys)
+    assert [line["Faults"] for line in said if "Faults" in line] == [1]
+    assert [line["UnexpectedErrors"] for line in said if "UnexpectedErrors" in line] == unexpected
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
 def test_a_campaign_hides_no_replies(

@@ -314,7 +314,9 @@ def test_an_unexpected_error_is_counted_against_the_message(
     not_done = handle(runtime, of("a1", "a2", "b1", receives=9), Work(runtime, a1=error))
     assert not_done == ["m0", "m1"]
     assert (starts(runtime, "m0"), starts(runtime, "m1")) == (1, 0)
-    assert events(logged(capsys)) == ["unexpected_error"]
+    lines = logged(capsys)
+    assert events(lines) == ["unexpected_error"]
+    assert [line["UnexpectedErrors"] for line in lines if "UnexpectedErrors" in line] == [1]
 
     # AND it comes soon, however often it was received: the conversation waits for it
     assert runtime.queues.hidden == {"h0": 5, "h1": 5}
@@ -434,6 +436,67 @@ def test_what_is_no_envelope_is_dead_lettered_at_once(runtime: FakeRuntime, text
     (copy,) = dead(runtime)
     assert (copy["MessageBody"], copy["MessageGroupId"]) == (text, "a")
     assert history(copy)["reason"] == "not_an_envelope"
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload", "counted"),
+    [
+        ("inbound", {"text": "STOP"}, True),
+        ("inbound", {"text": "Please stop texting me\r\n"}, True),
+        ("inbound", {"text": "A heron?", "consent_hint": "stop"}, True),
+        ("inbound", {"text": "A heron?", "consent_hint": None}, False),
+        ("inbound", {"text": "STOP", "consent_hint": "help"}, False),
+        ("inbound", {"text": "START"}, False),
+        # What cannot be read as a message is dead-lettered all the same.
+        ("inbound", {"consent_hint": "stop"}, True),
+        ("inbound", {"text": 7}, False),
+        ("inbound", {}, False),
+        # Ours to them.
+        ("outgoing", {"text": "STOP"}, False),
+        ("settle", {"part": 1}, False),
+    ],
+)
+def test_a_stop_among_the_dead_letters_is_counted(
+    runtime: FakeRuntime,
+    capsys: pytest.CaptureFixture[str],
+    kind: Kind,
+    payload: dict[str, Any],
+    counted: bool,
+) -> None:
+    id_ = str(MessageId("c" * 24, "d" * 24))
+    event = sqs_event([Envelope(kind, "c" * 24, id_, NOW, payload).body()])
+    one = batch(runtime, event)
+    one.each(lambda envelope, record: raise_(GiveUp("never")), needs=0)
+    assert reported(one.finish()) == []
+    assert len(dead(runtime)) == 1
+    stops = [line for line in logged(capsys) if "StopsDeadLettered" in line]
+    assert [(line["StopsDeadLettered"], line["id"]) for line in stops] == [(1, id_)] * counted
+
+
+def raise_(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("reference", "id_"),
+    [
+        (MessageId("c" * 24, "d" * 24).part(2), f"{'c' * 24}-{'d' * 24}-2"),
+        ("", None),
+        # Anybody who knows the provider's secret may have put anything there.
+        (f"heron {THEIRS}", None),
+        (7, None),
+    ],
+)
+def test_what_is_said_of_a_receipt_has_its_reference(
+    runtime: FakeRuntime, capsys: pytest.CaptureFixture[str], reference: object, id_: str | None
+) -> None:
+    receipt = Envelope("receipt", "", "", NOW, {"reference": reference})
+    for error in (Defer("later"), ValueError("heron"), GiveUp("never")):
+        batch(runtime, sqs_event([receipt.body()])).each(lambda *_, e=error: raise_(e), needs=0)
+    lines = logged(capsys)
+    assert events(lines) == ["deferred", "unexpected_error", "dead_lettered"]
+    assert len(lines) == 6
+    assert {line.get("id") for line in lines} == {id_}
 
 
 def test_the_group_is_in_the_body_or_else_in_the_attributes(runtime: FakeRuntime) -> None:
@@ -586,7 +649,12 @@ def test_a_function_that_never_has_the_time_does_not_spin(
     assert handle(runtime, of("a1", "b1"), Work(runtime), seconds=5) == ["m0", "m1"]
     # THEN they wait, and it is said
     assert set(runtime.queues.hidden.values()) == {2}
-    assert events(logged(capsys)) == ["time_out_too_short"] * 2
+    lines = logged(capsys)
+    assert events(lines) == ["time_out_too_short"] * 2
+    # AND each that is handed back can be found
+    ids = [json.loads(body(name, name[0]))["id"] for name in ("a1", "b1")]
+    assert [line["id"] for line in lines if "HandedBack" in line] == ids
+    assert [line["id"] for line in lines if "event" in line] == ids
 
 
 def test_two_starts_make_no_suspect(runtime: FakeRuntime) -> None:

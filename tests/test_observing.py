@@ -6,6 +6,7 @@ import inspect
 import json
 import logging
 import re
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -51,7 +52,11 @@ def test_a_line_is_json_and_has_what_was_said(
     fields: dict[str, Any], written: dict[str, Any], capsys: Output
 ) -> None:
     log("INFO", "sent", **fields)
-    assert lines(capsys) == [{"level": "INFO", "event": "sent", **ORIGIN, **written}]
+    (line,) = lines(capsys)
+    # (As Lambda's own JSON lines have it.)
+    at = datetime.strptime(line.pop("timestamp"), "%Y-%m-%dT%H:%M:%S.%f%z")
+    assert abs(datetime.now(UTC) - at) < timedelta(minutes=1)
+    assert line == {"level": "INFO", "event": "sent", **ORIGIN, **written}
 
 
 LEVELS: list[Level] = ["DEBUG", "INFO", "WARNING", "ERROR"]
@@ -129,33 +134,42 @@ def test_there_is_no_field_for_a_number_a_text_or_a_credential() -> None:
         *("level", "event", "id", "provider", "reason", "code", "error"),
         *("count", "seconds", "receives", "starts"),
     }
-    assert set(inspect.signature(count).parameters) == {"metric", "number", "provider", "reason"}
+    assert set(inspect.signature(count).parameters) == {
+        *("metric", "number", "provider", "reason", "id"),
+    }
 
 
 @pytest.mark.parametrize(
     ("fields", "dimensions"),
     [
-        ({}, {}),
-        ({"provider": "twilio"}, {"provider": "twilio"}),
-        ({"reason": "signature"}, {"reason": "signature"}),
-        ({"provider": "twilio", "reason": "x"}, {"provider": "twilio", "reason": "x"}),
-        ({"number": 7}, {}),
+        ({}, [["stage"]]),
+        ({"provider": "twilio"}, [["stage"], ["stage", "provider"]]),
+        ({"reason": "signature"}, [["stage"], ["stage", "reason"]]),
+        (
+            {"provider": "twilio", "reason": "x"},
+            [["stage"], ["stage", "provider"], ["stage", "reason"]],
+        ),
+        ({"provider": "", "reason": "", "id": ""}, [["stage"]]),
+        # An id is for whoever searches the log: as a dimension each would be billed for itself.
+        ({"id": "a-b"}, [["stage"]]),
+        ({"number": 7}, [["stage"]]),
     ],
 )
 def test_a_metric_is_in_the_embedded_format(
-    fields: dict[str, Any], dimensions: dict[str, str], capsys: Output
+    fields: dict[str, Any], dimensions: list[list[str]], capsys: Output
 ) -> None:
     count("Refused", **fields)
     (line,) = lines(capsys)
     embedded = line.pop("_aws")
-    # Every dimension and every metric that is announced is a member of the line, and nothing else.
-    assert line == {**ORIGIN, **dimensions, "Refused": fields.get("number", 1)}
+    # Every dimension and every metric that is announced is a member of the line.
+    said = {name: value for name, value in fields.items() if value and name != "number"}
+    assert line == {**ORIGIN, **said, "Refused": fields.get("number", 1)}
     assert embedded.pop("Timestamp") > 1_700_000_000_000
     assert embedded == {
         "CloudWatchMetrics": [
             {
                 "Namespace": "Spillway",
-                "Dimensions": [["stage", "function", *dimensions]],
+                "Dimensions": dimensions,
                 "Metrics": [{"Name": "Refused", "Unit": "Count"}],
             }
         ]

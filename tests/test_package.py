@@ -16,17 +16,22 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
 import pytest
+from chalice.package import TemplateDeepMerger, YAMLTemplateSerializer
 
 from chalicelib.config import SettingError, Settings, load
+from spillway.deploy.package import VALIDATION, lay_over
 
 PROJECT = Path(__file__).parent.parent
 LIMIT = 15_000_000
+OVERLAY: dict[str, Any] = YAMLTemplateSerializer().load_template(
+    (PROJECT / "infra" / "app.yaml").read_text()
+)
 
 # https://refspecs.linuxfoundation.org/elf/gabi4+/ch4.eheader.html: e_machine
 ELF_MACHINE = {"x86_64": 62, "arm64": 183}
@@ -37,16 +42,23 @@ STAGE = {"x86_64": "dev", "arm64": "prod"}
 
 @dataclass(frozen=True)
 class Package:
-    """What one run of `chalice package` left."""
+    """What one run of `chalice package` left; and the template with infra/app.yaml laid over it, by
+    what Chalice does that with where it is told to (`--merge-template`)."""
 
     architecture: str
     stage: str
     zip: Path
     template_file: Path
+    overlaid_file: Path
 
     @property
     def template(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.template_file.read_text())
+        return found
+
+    @property
+    def overlaid(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.overlaid_file.read_text())
         return found
 
     @property
@@ -88,12 +100,15 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Package]:
         printed, _ = process.communicate(timeout=120)
         assert process.returncode == 0, printed
         out = project / "out"
-        made[architecture] = Package(
+        made[architecture] = package = Package(
             architecture,
             STAGE[architecture],
             out / "deployment.zip",
             out / "sam.json",
+            out / "overlaid.json",
         )
+        overlaid = TemplateDeepMerger().merge(OVERLAY, package.template)
+        package.overlaid_file.write_text(json.dumps(overlaid))
     return made
 
 
@@ -395,12 +410,13 @@ def routes(package: Package) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def test_no_intrinsic_function_shares_its_object(package: Package) -> None:
-    shared = [
-        mapping
-        for mapping in mappings_in(package.template)
-        if len(mapping) > 1 and any(key == "Ref" or key.startswith("Fn::") for key in mapping)
-    ]
-    assert shared == []
+    for template in (package.template, package.overlaid):
+        shared = [
+            mapping
+            for mapping in mappings_in(template)
+            if len(mapping) > 1 and any(key == "Ref" or key.startswith("Fn::") for key in mapping)
+        ]
+        assert shared == []
 
 
 def mappings_in(value: object) -> Iterator[Mapping[str, object]]:
@@ -413,11 +429,273 @@ def mappings_in(value: object) -> Iterator[Mapping[str, object]]:
             yield from mappings_in(inner)
 
 
-def test_the_template_is_lint_clean(package: Package) -> None:
-    lint = subprocess.run(
-        [Path(sys.executable).with_name("cfn-lint"), package.template_file],
+def test_the_overlay_adds_what_chalice_cannot_make_as_it_is(package: Package) -> None:
+    added = {
+        name: resource
+        for name, resource in OVERLAY["Resources"].items()
+        if name not in package.template["Resources"]
+    }
+    assert {resource["Type"] for resource in added.values()} == {
+        *("AWS::CloudWatch::Alarm", "AWS::CloudWatch::Dashboard"),
+        *("AWS::SNS::Topic", "AWS::SNS::Subscription"),
+        *("AWS::Logs::LogGroup", "AWS::Logs::MetricFilter"),
+    }
+    assert package.overlaid["Resources"].items() >= added.items()
+
+
+def overlaid(package: Package, resource: str) -> Any:
+    return package.overlaid["Resources"][resource]["Properties"]
+
+
+@pytest.mark.parametrize(
+    ("resource", "queue", "at_most"),
+    [("Process", "processing", 200), ("Send", "outbound.fifo", 250)],
+)
+def test_a_mapping_takes_reports_and_is_bounded(
+    package: Package, resource: str, queue: str, at_most: int
+) -> None:
+    (mapping,) = overlaid(package, resource)["Events"].values()
+    assert mapping["Properties"]["Queue"]["Fn::Sub"].endswith(f":spillway-{package.stage}-{queue}")
+    assert mapping["Properties"]["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+    assert mapping["Properties"]["ScalingConfig"] == {"MaximumConcurrency": at_most}
+    # AND the function reports when a parameter says that its mapping has been seen to listen
+    variables = overlaid(package, resource)["Environment"]["Variables"]
+    assert variables["REPORT_BATCH_ITEM_FAILURES"] == {"Ref": "ReportBatchItemFailures"}
+    assert package.overlaid["Parameters"]["ReportBatchItemFailures"]["Default"] == "true"
+
+
+def test_the_front_door_of_prod_has_concurrency_of_its_own(packages: dict[str, Package]) -> None:
+    reserved = {
+        package.stage: {
+            name: properties["ReservedConcurrentExecutions"]
+            for name in FUNCTIONS
+            if "ReservedConcurrentExecutions" in (properties := overlaid(package, name))
+        }
+        for package in packages.values()
+    }
+    assert reserved == {"dev": {}, "prod": {"Authorize": 100, "APIHandler": 300}}
+    # AND what a usual account has is enough for both mappings besides, and Lambda's hundred
+    at_most = sum(
+        mapping["Properties"]["ScalingConfig"]["MaximumConcurrency"]
+        for name in ("Process", "Send")
+        for mapping in overlaid(packages["arm64"], name)["Events"].values()
+    )
+    assert sum(reserved["prod"].values()) + at_most + 100 <= 1000
+
+
+def test_prod_runs_on_arm64(packages: dict[str, Package]) -> None:
+    config = json.loads((PROJECT / ".chalice" / "config.json").read_text())
+    assert config["stages"]["prod"]["lambda_architecture"] == "arm64"
+    for name in FUNCTIONS:
+        assert overlaid(packages["arm64"], name)["Architectures"] == ["arm64"]
+
+
+@pytest.mark.parametrize(
+    ("resource", "group", "name"),
+    [
+        ("Authorize", "AuthorizeLogGroup", "-authorize"),
+        ("APIHandler", "ApiHandlerLogGroup", ""),
+        ("Process", "ProcessLogGroup", "-process"),
+        ("Send", "SendLogGroup", "-send"),
+    ],
+)
+def test_logs_are_json_kept_for_a_while_and_without_the_platforms(
+    package: Package, resource: str, group: str, name: str
+) -> None:
+    everybodys = package.overlaid["Globals"]["Function"]["LoggingConfig"]
+    assert everybodys["LogFormat"] == "JSON"
+    assert everybodys["SystemLogLevel"] == "WARN"
+    function = overlaid(package, resource)
+    assert function["FunctionName"] == {"Fn::Sub": f"spillway-${{Stage}}{name}"}
+    assert function["LoggingConfig"] == {"LogGroup": {"Ref": group}}
+    assert overlaid(package, group) == {
+        "LogGroupName": {"Fn::Sub": f"/aws/lambda/spillway-${{Stage}}{name}"},
+        "RetentionInDays": 30,
+    }
+
+
+def test_a_401_asks_for_credentials_and_no_fault_of_ours_is_a_4xx(package: Package) -> None:
+    body = overlaid(package, "RestAPI")["DefinitionBody"]
+    responses = body["x-amazon-apigateway-gateway-responses"]
+    # Twilio and Bandwidth send their credentials only after this.
+    assert responses["UNAUTHORIZED"]["responseParameters"] == {
+        "gatewayresponse.header.WWW-Authenticate": "'Basic realm=\"spillway\"'"
+    }
+    # https://docs.aws.amazon.com/apigateway/latest/developerguide/supported-gateway-response-types.html
+    statuses = {kind: response.get("statusCode") for kind, response in responses.items()}
+    ours = (
+        *("THROTTLED", "QUOTA_EXCEEDED", "AUTHORIZER_FAILURE", "AUTHORIZER_CONFIGURATION_ERROR"),
+        *("API_CONFIGURATION_ERROR", "INTEGRATION_FAILURE", "INTEGRATION_TIMEOUT", "DEFAULT_5XX"),
+    )
+    assert statuses == {
+        "UNAUTHORIZED": 401,
+        "ACCESS_DENIED": 403,
+        "MISSING_AUTHENTICATION_TOKEN": 404,
+        "DEFAULT_4XX": None,
+        **dict.fromkeys(ours, 503),
+    }
+    for kind, response in responses.items():
+        assert set(json.loads(response["responseTemplates"]["application/json"])) == {"error"}
+        again = response.get("responseParameters", {}).get("gatewayresponse.header.Retry-After")
+        assert (again is not None) is (kind in ours)
+
+
+def test_the_stage_is_throttled_and_is_the_only_one(package: Package) -> None:
+    (settings,) = overlaid(package, "RestAPI")["MethodSettings"]
+    assert (settings["ResourcePath"], settings["HttpMethod"]) == ("/*", "*")
+    assert settings["ThrottlingRateLimit"] == {"Ref": "RequestsPerSecond"}
+    assert settings["ThrottlingBurstLimit"] == {"Ref": "RequestsAtOnce"}
+    # Within what an account has, for all its APIs.
+    parameters = package.overlaid["Parameters"]
+    assert parameters["RequestsPerSecond"]["Default"] <= 10_000
+    assert parameters["RequestsAtOnce"]["Default"] <= 5_000
+    # Execution logs would hold bodies.
+    assert (settings["LoggingLevel"], settings["DataTraceEnabled"]) == ("OFF", False)
+    assert package.overlaid["Globals"]["Api"] == {"OpenApiVersion": "2.0"}
+
+
+# What API Gateway knows that tells nobody who wrote, or what.
+# https://docs.aws.amazon.com/apigateway/latest/developerguide/api-gateway-variables-for-access-logging.html
+HARMLESS = {
+    *("$context.requestId", "$context.requestTimeEpoch", "$context.httpMethod"),
+    *("$context.resourcePath", "$context.status", "$context.responseLength"),
+    *("$context.responseLatency", "$context.integrationLatency", "$context.integration.status"),
+    *("$context.authorizer.status", "$context.error.responseType"),
+}
+
+
+def test_the_access_log_says_nothing_of_anybody(package: Package) -> None:
+    format_ = overlaid(package, "RestAPI")["AccessLogSetting"]["Format"]["Fn::Sub"]
+    said = set(re.findall(r"\$[A-Za-z.]+", format_))
+    assert "$context.status" in said
+    assert said <= HARMLESS
+    # AND each line is JSON, with a hyphen for whatever there is not
+    assert isinstance(json.loads(re.sub(r"\$[A-Za-z.]+", "-", format_)), dict)
+
+
+def test_the_templates_are_lint_clean(package: Package) -> None:
+    assert lint(package.template_file, package.overlaid_file) == ""
+
+
+def lint(*templates: Path) -> str:
+    """What cfn-lint says of them."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name("cfn-lint"), *templates],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert lint.returncode == 0, lint.stdout + lint.stderr
+    return done.stdout + done.stderr
+
+
+# --- with Step Functions before the receiver -----------------------------------------------------
+
+
+@pytest.fixture
+def validated(package: Package, tmp_path: Path) -> Package:
+    """What `spillway deploy --validate-with-step-functions` makes of a package."""
+    file = tmp_path / "template.json"
+    file.write_text(json.dumps(lay_over(package.overlaid, PROJECT / VALIDATION)))
+    return replace(package, template_file=file, overlaid_file=file)
+
+
+def test_the_template_with_both_overlays_is_lint_clean(validated: Package) -> None:
+    assert lint(validated.template_file) == ""
+
+
+def test_nothing_of_chalices_integration_is_left_in_a_webhooks(validated: Package) -> None:
+    by_route = {
+        route: operation["x-amazon-apigateway-integration"]
+        for route, operation in routes(validated).items()
+    }
+    doors = ("/webhooks/{provider}", "/webhooks/{provider}/signed")
+    for (_, path), integration in by_route.items():
+        assert integration["type"] == ("aws" if path in doors else "aws_proxy")
+    for path in doors:
+        assert by_route["post", path] == by_route["post", doors[0]]
+    assert by_route["post", doors[0]].keys() == {
+        "contentHandling",
+        "credentials",
+        "httpMethod",
+        "passthroughBehavior",
+        "requestParameters",
+        "requestTemplates",
+        "responses",
+        "timeoutInMillis",
+        "type",
+        "uri",
+    }
+
+
+def test_no_overlay_shares_an_intrinsic_functions_object(validated: Package) -> None:
+    test_no_intrinsic_function_shares_its_object(validated)
+
+
+def test_the_doors_are_guarded_as_without_it(package: Package, validated: Package) -> None:
+    assert {route: one.get("security") for route, one in routes(validated).items()} == {
+        route: one.get("security") for route, one in routes(package).items()
+    }
+
+
+def test_each_waits_longer_than_what_is_behind_it(validated: Package) -> None:
+    # ... and not as long as Twilio, which waits for 15 s.
+    # https://www.twilio.com/docs/usage/webhooks/webhooks-connection-overrides
+    receiver = validated.function("APIHandler")["Timeout"]
+    machine = definition(validated)["TimeoutSeconds"]
+    door = routes(validated)["post", "/webhooks/{provider}/signed"]
+    gateway = door["x-amazon-apigateway-integration"]["timeoutInMillis"] / 1000
+    # One throttle is tried again, within a second: Telnyx waits for 2.
+    (retry,) = definition(validated)["States"]["Receive"]["Retry"]
+    assert retry == {
+        "ErrorEquals": ["Lambda.TooManyRequestsException"],
+        "IntervalSeconds": 1,
+        "MaxAttempts": 1,
+        "JitterStrategy": "FULL",
+    }
+    assert receiver + 1 < machine < gateway < 15
+
+
+def definition(validated: Package) -> dict[str, Any]:
+    found: dict[str, Any] = validated.function("ValidationMachine")["Definition"]
+    return found
+
+
+def test_the_state_machine_keeps_nothing_of_what_it_sees(validated: Package) -> None:
+    machine = validated.function("ValidationMachine")
+    assert machine["StateMachineType"] == "EXPRESS"
+    logging = machine["LoggingConfiguration"]
+    assert (logging["Level"], logging["IncludeExecutionData"]) == ("ERROR", False)
+    assert machine["TracingConfiguration"] == {"Enabled": False}
+
+
+@pytest.mark.parametrize(
+    ("role", "principal", "allowed"),
+    [
+        (
+            "ValidationRole",
+            "states.amazonaws.com",
+            {"lambda:InvokeFunction": {"Fn::GetAtt": ["APIHandler", "Arn"]}},
+        ),
+        (
+            "ValidationApiRole",
+            "apigateway.amazonaws.com",
+            {"states:StartSyncExecution": {"Ref": "ValidationMachine"}},
+        ),
+    ],
+)
+def test_its_roles_may_do_one_thing(
+    validated: Package, role: str, principal: str, allowed: dict[str, Any]
+) -> None:
+    properties = validated.function(role)
+    (trust,) = properties["AssumeRolePolicyDocument"]["Statement"]
+    assert trust["Principal"] == {"Service": principal}
+    (policy,) = properties["Policies"]
+    may = {
+        action: resource
+        for statement in policy["PolicyDocument"]["Statement"]
+        for action in statement["Action"]
+        for resource in statement["Resource"]
+    }
+    # What logs to CloudWatch Logs needs cannot be restricted.
+    assert {k: v for k, v in may.items() if not k.startswith("logs:")} == allowed
+    assert {v for k, v in may.items() if k.startswith("logs:")} <= {"*"}

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import boto3
 import httpx
 import pytest
 
+from chalicelib.messages import DeliveryReceipt
 from chalicelib.processing import Processing
+from chalicelib.providers.twilio import Twilio
 from chalicelib.receiving import Receiver
 from chalicelib.sending import Sender
 from tests.fakes import (
@@ -22,12 +27,17 @@ from tests.fakes import (
     THEIRS,
     Context,
     FakeRuntime,
+    aws_error,
     delivered,
+    events,
     inbound,
+    logged,
     settings,
     sqs_event,
 )
 from tests.signing import api_event, twilio_event
+
+PROJECT = Path(__file__).parent.parent
 
 
 def test_a_text_is_acknowledged_stored_archived_and_answered(stores: None) -> None:
@@ -263,6 +273,154 @@ def test_a_lost_answer_is_found_again_and_the_rest_follows(
     # AND whatever comes again changes nothing
     work(sender, "outbound.fifo", text.body())
     assert carrier.texts == ["heron 1", "heron 2"]
+
+
+# --- one id from webhook to receipt ------------------------------------------------------------
+
+
+def taking(request: httpx.Request) -> httpx.Response:
+    return httpx.Response(201, json={"sid": "SM-1"})
+
+
+def full_at_first() -> Callable[[httpx.Request], httpx.Response]:
+    answers = iter([httpx.Response(429)])
+    return lambda request: next(answers, None) or taking(request)
+
+
+def refusing(request: httpx.Request) -> httpx.Response:
+    return httpx.Response(400, json={"code": 21610, "status": 400})
+
+
+@pytest.mark.parametrize(
+    ("words", "provider", "said"),
+    [
+        ("Is the heron awake?", lambda: taking, ["stored", "sent"]),
+        ("STOP", lambda: taking, ["stored", "consent_stop", "closed"]),
+        ("Is the heron awake?", full_at_first, ["stored", "deferred", "sent"]),
+        ("Is the heron awake?", lambda: refusing, ["stored", "consent_stop", "rejected"]),
+        ("Is the heron awake?", LosingTwilio, ["stored", "outcome_unknown", "settled"]),
+    ],
+    ids=["answered", "opted out", "deferred", "rejected", "lost"],
+)
+def test_every_line_about_a_message_has_its_id(
+    stores: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: str,
+    provider: Callable[[], Callable[[httpx.Request], httpx.Response]],
+    said: list[str],
+) -> None:
+    # GIVEN a person's text
+    runtime = FakeRuntime(provider())
+    receiver = Receiver(runtime, settings("receiver"))
+    consumers: dict[str, tuple[str, Processing | Sender]] = {
+        "processing": ("processing", Processing(runtime, settings("processing"))),
+        "sender": ("outbound.fifo", Sender(runtime, settings("sender"))),
+    }
+
+    def call(event: dict[str, Any]) -> None:
+        monkeypatch.setenv("SPILLWAY_FUNCTION", "receiver")
+        assert receiver.webhook("twilio", event, signed_door=True).status == 200
+
+    def work() -> None:
+        """Each function takes what is on its queue, and again what it deferred."""
+        for name, (queue, function) in consumers.items():
+            monkeypatch.setenv("SPILLWAY_FUNCTION", name)
+            waiting = [message["MessageBody"] for message in runtime.queues.sent[queue]]
+            runtime.queues.sent[queue].clear()
+            while waiting:
+                report = function.handle(sqs_event(waiting), Context())
+                assert report is not None
+                late = {one["itemIdentifier"] for one in report["batchItemFailures"]}
+                waiting = [body for n, body in enumerate(waiting) if f"m{n}" in late]
+                runtime.clock += 60 * len(waiting)
+
+    # WHEN it goes all the way, and its answer's receipt comes
+    call(twilio_event({"Body": words, "MessageSid": "SM1"}))
+    (message,) = runtime.queues.sent["processing"]
+    id_ = json.loads(message["MessageBody"])["id"]
+    for _ in range(3):
+        work()
+    receipt = {"MessageSid": "SM-1", "MessageStatus": "delivered"}
+    call(twilio_event(receipt, reference=f"{id_}-1"))
+    work()
+
+    # THEN whatever was said by whichever function can be found by the message's id
+    lines = logged(capsys)
+    assert [line for line in lines if line.get("id", "") not in (id_, f"{id_}-1")] == []
+    assert {line["function"] for line in lines} == {"receiver", *consumers}
+    found = events(lines)
+    assert found[: len(said)] == said
+    assert found[-1].startswith("receipt_")
+    assert [line["id"] for line in lines if "Acknowledged" in line] == [id_, f"{id_}-1"]
+
+
+def test_a_webhook_with_several_messages_names_them_all(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # GIVEN a provider that puts several texts and a receipt into one request
+    runtime = FakeRuntime()
+    receiver = Receiver(runtime, settings("receiver"))
+    texts = [inbound(id_=f"SM{number}").inbound() for number in range(2)]
+    reference = f"{'a' * 24}-{'b' * 24}-1"
+    strange = f"heron {THEIRS}"
+    receipts = [DeliveryReceipt("twilio", "SM9", each, "sent") for each in (reference, strange)]
+    monkeypatch.setattr(Twilio, "parse", lambda *_: [*texts, *receipts])
+    # WHEN it is acknowledged, THEN its one line has the id of each of ours
+    receiver.webhook("twilio", twilio_event({"MessageSid": "SM1"}), signed_door=True)
+    (line,) = logged(capsys)
+    assert line["Acknowledged"] == 1
+    ids = [json.loads(one["MessageBody"])["id"] for one in runtime.queues.sent["outbound.fifo"]]
+    assert line["id"].split(" ") == [*ids, reference]
+    # AND so have those of a refusal by a queue, after which it comes again
+    runtime.queues.refuses["processing"] = aws_error("AccessDenied", "SendMessage")
+    receiver.webhook("twilio", twilio_event({"MessageSid": "SM1"}), signed_door=True)
+    lines = logged(capsys)
+    assert {one["id"] for one in lines} == {line["id"]}
+    assert events(lines) == ["not_taken"]
+
+
+# What is said of no message of ours: lines and metrics, by file.
+ABOUT_NO_MESSAGE = {
+    # refused before anything of it is believed
+    "app.py": {"refused", "Refused"},
+    # one call for a whole batch
+    "batches.py": {
+        *("not_deleted", "delete_refused", "suspects_not_read"),
+        *("visibility_not_set", "visibility_refused"),
+    },
+    # a provider's account
+    "pacing.py": {
+        "Breaker",
+        *("breaker_probe", "breaker_opened", "breaker_closed", "breaker_unreachable"),
+    },
+    # signed, and cannot be read
+    "processing.py": {"quarantined", "Quarantined", "started"},
+    # refused before it is read; a provider's secret; how much stands on a queue
+    "receiving.py": {
+        *("unknown_provider", "unsigned_provider", "signature", "bad_request"),
+        *("no_secrets", "depth_not_read", "started"),
+    },
+    "vault.py": {"secret_not_refreshed"},
+    # a function that starts
+    "sending.py": {"started"},
+}
+
+
+def test_no_other_line_is_written_without_an_id() -> None:
+    without: dict[str, set[str]] = {}
+    for source in (PROJECT / "app.py", *(PROJECT / "chalicelib").rglob("*.py")):
+        for call in ast.walk(ast.parse(source.read_text())):
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+                continue
+            # Where its name stands. (`_refused` is both, and has the id in third place.)
+            position = {"count": 0, "log": 1, "_refused": 0}.get(call.func.id)
+            has_id = bool({"id", "ids"} & {keyword.arg for keyword in call.keywords})
+            has_id = has_id or (call.func.id == "_refused" and len(call.args) > 2)
+            if position is not None and not has_id:
+                name = ast.literal_eval(call.args[position])
+                without.setdefault(source.name, set()).add(name)
+    assert without == ABOUT_NO_MESSAGE
 
 
 def scan() -> list[dict[str, Any]]:

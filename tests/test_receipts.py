@@ -82,7 +82,7 @@ def receipt(
             [],
             receipt("delivered", reference=ID.part(2)),
             "receipt_of_unknown_message",
-            {"level": "WARNING", "reason": "no_such_part"},
+            {"level": "WARNING", "id": ID.part(2), "reason": "no_such_part"},
             id="a stranger's",
         ),
         pytest.param(
@@ -120,6 +120,7 @@ def test_a_receipt_is_counted_and_logged(
     }
     assert metrics["Receipts"].items() >= {"Receipts": 1, "reason": given.status}.items()
     assert ("StrangeReceipts" in metrics) == (event == "receipt_of_unknown_message")
+    assert {metric.get("id") for metric in metrics.values()} == {line.get("id")}
 
 
 def test_a_receipt_that_could_not_be_written_is_not_counted(

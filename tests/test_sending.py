@@ -1007,6 +1007,18 @@ def test_own_code_that_fails_is_counted_and_harms_nobody(
     assert world.reply(text).parts is None
 
 
+def test_a_bug_around_the_call_is_counted_beside_the_unknown_send(
+    build: Build, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world, text = build(), inbound()
+    world.carrier.next = iter([ValueError(f"heron {THEIRS}")])
+    assert world.receive(text) == []
+    lines = logged(capsys)
+    assert events(lines) == ["unexpected_error", "outcome_unknown"]
+    for metric in ("UnexpectedErrors", "UnknownSends"):
+        assert [line["id"] for line in lines if metric in line] == [f"{text.id}-1"]
+
+
 # --- several parts -----------------------------------------------------------------------------
 
 

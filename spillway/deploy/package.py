@@ -1,6 +1,7 @@
 """The app's package: what `chalice package` makes with the overlay, fitted to one account.
 
 chalice package --merge-template infra/app.yaml   ->  deployment.zip, sam.yaml
+laid over, if asked for: infra/validation.yaml, by Chalice's own merge
 fitted: policies name this account and region, reservations go where the account refuses them
 uploaded to the code bucket under a name made of the content: the same code is no change
 """
@@ -28,18 +29,22 @@ from spillway.project import config_file
 Template = dict[str, Any]
 
 OVERLAY = Path("infra") / "app.yaml"
+VALIDATION = Path("infra") / "validation.yaml"
 
 
 @dataclass(frozen=True)
 class Package:
-    """The template as Chalice and the overlay make it, and the zip that all functions share."""
+    """The template as Chalice and the overlays make it, and the zip that all functions share."""
 
     template: Template
     zip: Path
 
 
-def build(project: Path, stage: str, region: str) -> Package:
-    """Runs `chalice package`. Raises Problem with what Chalice says."""
+def build(project: Path, stage: str, region: str, *, validation: bool = False) -> Package:
+    """Runs `chalice package`. Raises Problem with what Chalice says.
+
+    `validation`: whether Step Functions stands before the receiver.
+    """
     out = project / "build" / "package" / stage
     command = [str(Path(sys.executable).with_name("chalice")), "package", "--stage", stage]
     command += ["--merge-template", str(project / OVERLAY), str(out)]
@@ -54,7 +59,20 @@ def build(project: Path, stage: str, region: str) -> Package:
             f"chalice package found no wheels for Lambda:\n{done.stdout.rstrip()}\n"
             f"Is lambda_architecture in {config_file(project)} right?"
         )
-    return Package(yaml.safe_load((out / "sam.yaml").read_text()), out / "deployment.zip")
+    template = yaml.safe_load((out / "sam.yaml").read_text())
+    if validation:
+        template = lay_over(template, project / VALIDATION)
+    return Package(template, out / "deployment.zip")
+
+
+def lay_over(template: Template, overlay: Path) -> Template:
+    """What `chalice package --merge-template`, which takes one overlay, would make of them."""
+    from chalice.package import TemplateDeepMerger, YAMLTemplateSerializer
+
+    laid: Template = TemplateDeepMerger().merge(
+        YAMLTemplateSerializer().load_template(overlay.read_text(), str(overlay)), template
+    )
+    return laid
 
 
 def upload(aws: Aws, bucket: str, package: Package, template: Template) -> str:

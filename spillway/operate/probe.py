@@ -26,6 +26,14 @@ SENDER = "SPILLWAY"
 TEXT = "A probe of spillway doctor: nobody wrote it, and nobody is to answer it."
 _TIMEOUT = 29.0  # seconds; API Gateway gives up by then
 
+# What nobody signed, by provider, as far as a validation before the receiver looks at it
+# (docs/VALIDATION.md): that its signature is missed shows that signatures are looked at.
+UNSIGNED: Mapping[str, tuple[str, bytes]] = {
+    "sandbox": ("application/json", b'{"events": []}'),
+    "telnyx": ("application/json", b'{"data": {"event_type": "probe"}}'),
+    "twilio": ("application/x-www-form-urlencoded", b"MessageSid=SM0&Body="),
+}
+
 Make = Callable[[str, Mapping[str, Any], str, str], Webhook]
 
 
@@ -49,7 +57,8 @@ def signed(api: Api, provider: str, secret: Mapping[str, Any], recipient: str) -
 def unsigned(api: Api, provider: str) -> Probed:
     """Posts what no provider signed."""
     url = f"{api.public}/webhooks/{provider}/signed"
-    return _post(api, "", (url, {"Content-Type": "application/json"}, b"{}"))
+    content_type, body = UNSIGNED[provider]
+    return _post(api, "", (url, {"Content-Type": content_type}, body))
 
 
 def _post(api: Api, id_: str, webhook: Webhook) -> Probed:

@@ -27,6 +27,8 @@ from spillway.stage import LOCAL, ROLES, Stage, StageOption, stage_named
 
 # The log file of each function in the local run.
 _LOG_FILES = {"receiver": "webhook", "processing": "processing", "sender": "outbound"}
+# What is told by a metric alone, which carries the id as well.
+_METRICS = ("Acknowledged", "Queued")
 # A message's last line comes with its last receipt: carriers take up to 72 hours.
 _LINES_UNTIL = 4 * 86_400.0
 
@@ -236,10 +238,11 @@ def _logged(stage: Stage, id_: MessageId, since: float) -> Iterator[Event]:
             line = json.loads(text)
         except ValueError:
             continue
-        if "event" in line:
+        what = line.get("event") or next((m for m in _METRICS if m in line), "")
+        if what:
             names = ("provider", "reason", "code", "error", "seconds")
             said = " ".join(str(line[name]) for name in names if name in line)
-            yield Event(at or _time(line), role, f"{line['event']} {said}".rstrip())
+            yield Event(_time(line) or at, role, f"{what.lower()} {said}".rstrip())
 
 
 def _local_lines(id_: MessageId) -> Iterator[tuple[str, float | None, str]]:
@@ -270,6 +273,8 @@ def _lines(stage: Stage, id_: MessageId, since: float) -> Iterator[tuple[str, fl
 
 def _time(line: Item) -> float | None:
     try:
+        if "_aws" in line:
+            return float(line["_aws"]["Timestamp"]) / 1000
         return datetime.fromisoformat(line["timestamp"]).timestamp()
     except (KeyError, TypeError, ValueError):
         return None

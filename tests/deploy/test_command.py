@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from spillway.aws import Aws, of_emulator
+from spillway.cli import app
 from spillway.deploy import command, package
 from spillway.deploy.command import Deployment
 from spillway.problem import Problem
@@ -68,6 +70,17 @@ TEMPLATE: dict[str, Any] = {
 }
 
 
+def validated(template: dict[str, Any]) -> dict[str, Any]:
+    """The template with what the overlay of Step Functions has, as far as a deployment sees it."""
+    made = deepcopy(template)
+    made["Parameters"]["Providers"] = {"Type": "String"}
+    made["Resources"]["Validation"] = {
+        "Type": "AWS::SNS::Topic",
+        "Properties": {"DisplayName": {"Ref": "Providers"}},
+    }
+    return made
+
+
 class World:
     """A project, its emulated account, and what the console said."""
 
@@ -82,7 +95,9 @@ class World:
         monkeypatch.setattr(
             package,
             "build",
-            lambda *_: package.Package(deepcopy(self.template), zip_),
+            lambda *_, validation: package.Package(
+                validated(self.template) if validation else deepcopy(self.template), zip_
+            ),
         )
 
     def deploy(self, stage: str, alarm_email: str | None = None, **how: Any) -> dict[str, Any]:
@@ -131,7 +146,7 @@ def world(aws: Aws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 def write_config(project: Path, **values: str) -> None:
-    for stage in ("one", "two", "three", "four", "five", "five-yes", "six"):
+    for stage in ("one", "two", "three", "four", "five", "five-yes", "six", "seven"):
         stages.add(project, stage)
         filled = {"NUMBERS": NUMBERS, "CREDENTIAL_HASHES": "{}", **values}
         stages.set_variables(project, stage, **filled)
@@ -185,6 +200,41 @@ def test_whoever_is_told_of_alarms_stays_told(world: World) -> None:
     assert told() == "somebody@example.com"
     world.deploy("two", "")
     assert told() == ""
+
+
+def test_step_functions_validates_while_it_is_asked_for(world: World) -> None:
+    # GIVEN a stage that is deployed with the option, THEN it knows the stage's providers
+    world.deploy("seven", validation=True)
+    (found,) = world.aws.client("cloudformation").describe_stacks(StackName="spillway-seven")[
+        "Stacks"
+    ]
+    values = {one["ParameterKey"]: one["ParameterValue"] for one in found["Parameters"]}
+    assert values["Providers"] == "twilio,telnyx"
+    # WHEN it is deployed without, THEN it goes, and the list of changes says so
+    without = world.deploy("seven")
+    assert without["changes"]["spillway-seven"] == ["Remove Validation"]
+    assert "Remove  Validation (AWS::SNS::Topic)" in world.said
+    # AND once gone it is no change
+    assert world.deploy("seven")["changes"]["spillway-seven"] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"), [([], False), (["--validate-with-step-functions"], True)]
+)
+def test_step_functions_is_off_unless_asked_for(
+    aws: Aws, monkeypatch: pytest.MonkeyPatch, options: list[str], asked: bool
+) -> None:
+    made: list[bool] = []
+
+    class Noted(Deployment):
+        def run(self, alarm_email: str | None = None) -> dict[str, Any]:
+            made.append(self.validation)
+            return {}
+
+    monkeypatch.setattr(command, "Deployment", Noted)
+    monkeypatch.setattr("spillway.aws.of_environment", lambda: aws)
+    done = CliRunner().invoke(app, ["deploy", "--stage", "one", *options])
+    assert (done.exit_code, made) == (0, [asked])
 
 
 def test_functions_report_when_their_mappings_have_been_seen_to_listen(
