@@ -27,13 +27,13 @@ from pydantic import ValidationError
 
 from chalicelib import text
 from chalicelib.batches import Batch, Defer, GiveUp, LambdaContext
+from chalicelib.breaker import Breaker, Permit
 from chalicelib.config import Settings, load
 from chalicelib.consent import ConsentList, event_in
 from chalicelib.ledger import Busy, Ledger, PartEntry, Reply, draft
 from chalicelib.loops import LoopGuard
 from chalicelib.messages import ConsentEvent, InboundMessage, MessageId, OutgoingMessage
 from chalicelib.observing import count, log
-from chalicelib.pacing import Breaker, Permit
 from chalicelib.providers import provider_named
 from chalicelib.providers.base import (
     OutcomeUnknown,

@@ -390,7 +390,7 @@ ABOUT_NO_MESSAGE = {
         *("visibility_not_set", "visibility_refused"),
     },
     # a provider's account
-    "pacing.py": {
+    "breaker.py": {
         "Breaker",
         *("breaker_probe", "breaker_opened", "breaker_closed", "breaker_unreachable"),
     },

@@ -12,10 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
+from chalicelib.breaker import FAILURES
 from chalicelib.consent import ConsentList
 from chalicelib.ledger import DAY, Ledger, PartEntry, Reply
 from chalicelib.messages import ConsentEvent, DeliveryReceipt, Keys, Media, MessageId, Part
-from chalicelib.pacing import FAILURES
 from chalicelib.providers.base import (
     CannotTell,
     Http,

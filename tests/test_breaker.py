@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from chalicelib.batches import Defer
-from chalicelib.pacing import (
+from chalicelib.breaker import (
     FAILURES,
     FIRST_COOL_OFF,
     FRESH,
