@@ -1,4 +1,5 @@
-"""Whether a provider is called now: a breaker for each provider account, one for all environments.
+"""Whether a provider is called now: a breaker for each provider account, one for all environments;
+and a pause, while somebody wants none to be called.
 
     closed      every call passes; five failures in a row, seen by one environment, open it
     open        no call until a time that the item names; messages are deferred beyond it
@@ -9,6 +10,9 @@ The state is one item of the table, written when it changes and only then, and r
 second. It keeps a provider from being hammered and our sends from becoming unknown; that nothing is
 sent twice is the ledger's part. So it may be wrong for a second, and where its item cannot be read
 or written the sending goes on. Whoever dies with the lease holds up the others until it ends.
+
+A pause is an item, too, and is read with the others. Messages come back every quarter of an hour,
+until there is none: what is too old by then is recorded so.
 """
 
 from __future__ import annotations
@@ -42,6 +46,9 @@ PROBING = 28.0
 PATIENCE = 5.0
 # Seconds over which those who were deferred come back.
 SPREAD = 10.0
+# Seconds for which a message is deferred while sending is paused.
+PAUSED_FOR = 900.0
+PAUSE: Key = ("B#sending", "PAUSE")
 
 
 Health = Literal["well", "ill", "cannot_tell"]
@@ -96,6 +103,7 @@ class Breaker:
         self._table = table
         self._runtime = runtime
         self._accounts = {name: _Account(name, _State()) for name in providers}
+        self._paused = False
         self._read_at = float("-inf")
 
     def read(self) -> None:
@@ -109,12 +117,19 @@ class Breaker:
             return
         self._read_at = now
         try:
-            found = self._table.get_many([account.key for account in self._accounts.values()])
+            keys = [PAUSE, *(account.key for account in self._accounts.values())]
+            found = self._table.get_many(keys)
         except Exception as error:
             _unreachable(error)
             return
+        self._paused = PAUSE in found
         for account in self._accounts.values():
             account.state = _state(found.get(account.key))
+
+    def check(self, provider: str) -> None:
+        """Raises Defer where no message is let through just now."""
+        self.read()
+        self._check(self._accounts[provider])
 
     def ask(self, provider: str) -> None:
         """Raises Defer where a message would not be let through: before anything is done for it.
@@ -141,6 +156,8 @@ class Breaker:
 
     def _check(self, account: _Account) -> _State:
         """Closed, or half-open with the lease to be had. Raises Defer otherwise."""
+        if self._paused:
+            raise Defer("paused", PAUSED_FOR + SPREAD * self._runtime.random())
         now = self._runtime.now()
         state = account.state
         if state.open_until > now:
@@ -299,6 +316,22 @@ class Permit:
         # A bug of ours around the call says nothing of the provider.
         if self._called:
             self._learn(self._account, self._lease, self._error)
+
+
+def pause(table: Table, at: float, why: str) -> float:
+    """Nothing more is sent, from a second on; returns since when (unix seconds)."""
+    there = table.insert({"pk": PAUSE[0], "sk": PAUSE[1], "since": at, "why": why})
+    return at if there is None else float(there.get("since", at))
+
+
+def resume_sending(table: Table) -> None:
+    """What waits is sent: within a quarter of an hour."""
+    table.delete(PAUSE)
+
+
+def paused(table: Table) -> Item | None:
+    """The pause, with `since` (unix seconds) and `why`; None where there is none."""
+    return table.get(PAUSE)
 
 
 def _state(item: Item | None) -> _State:

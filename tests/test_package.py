@@ -271,6 +271,7 @@ EVERYWHERE = {"SPILLWAY_FUNCTION", "SPILLWAY_STAGE", "LOG_LEVEL"}
             "Send",
             {
                 "PROVIDERS",
+                "NUMBERS",
                 "BRAND",
                 "REPLY_API_URL",
                 "REPLY_TIMEOUT",
@@ -278,6 +279,10 @@ EVERYWHERE = {"SPILLWAY_FUNCTION", "SPILLWAY_STAGE", "LOG_LEVEL"}
                 "MESSAGE_MAX_AGE",
                 "LOOP_LIMIT",
                 "MAX_PARTS",
+                "PACING",
+                "DAILY_SEND_CAP",
+                "SEND_ONLY_TO",
+                "SEND_TO_COUNTRIES",
                 "STOP_TEXT",
                 "HELP_TEXT",
                 "MESSAGE_DAYS",

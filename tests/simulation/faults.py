@@ -49,6 +49,13 @@ _RARE = (
     "processing: consent.opted_out",
     "sender: batches._dead_letter",
     "person: settling.resume",
+    "eraser: consent.",
+    "eraser: ledger.",
+    "erasure._blank",
+    "erasure._in_payload",
+    "erasure._quarantine",
+    "> pacing.",
+    "breaker.paused",
 )
 _MOST_RARE = 5  # so often in a seed
 _HOT = 14  # one of so many pairs of site and fault is hot in a seed
