@@ -301,7 +301,8 @@ class Ledger:
         return self._move(
             reply,
             part.number,
-            f"{update} REMOVE {_LISTED}",
+            # (A slot is good for one attempt.)
+            f"{update} REMOVE {_LISTED}, has_slot",
             condition="attribute_not_exists(outcome) AND parts.#n.#state = :waiting"
             " AND parts.#n.attempt = :attempt",
             names={"#request": "request"},

@@ -81,6 +81,7 @@ class Sender:
         self._consent = ConsentList(self._table, self._vault.keys(), settings.brand)
         self._breaker = Breaker(self._table, runtime, settings.providers)
         self._brakes = Brakes(settings)
+        self._quiet_until = quiet_until
         self._pacer = Pacer(self._table, runtime, settings.pacing, settings.daily_send_cap)
         self._loops = LoopGuard(self._table, runtime, settings.loop_limit)
         self._providers = {
@@ -325,7 +326,7 @@ class Sender:
         if until - now >= SOON:
             raise NotYet("pacing" if reply.has_slot else "quiet_hours", until - now)
         if reply.kind == "outgoing":
-            quiet = quiet_until(reply.ours, reply.theirs, datetime.fromtimestamp(now, UTC))
+            quiet = self._quiet_until(reply.ours, reply.theirs, datetime.fromtimestamp(now, UTC))
             if quiet is not None and quiet.timestamp() > now:
                 self._ledger.wait(reply, quiet.timestamp(), slot=False)
                 raise NotYet("quiet_hours", quiet.timestamp() - now)
