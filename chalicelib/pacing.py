@@ -144,7 +144,8 @@ class Pacer:
             self._update(pace, _Write([], "", {}, unused), now)
 
     def _update(self, pace: Pace, write: _Write, now: int) -> Item:
-        moved, condition, values, used = write
+        moved, free, values, used = write
+        conditions = [free] if free else []
         sets = [*moved, "expires_at = :expires"]
         values = {**values, ":expires": now // _SECOND + int(2 * DAY)}
         update = f"SET {', '.join(sets)}"
@@ -155,11 +156,10 @@ class Pacer:
             values |= used
             (number,) = used.values()
             if number > 0:
-                left = "(attribute_not_exists(#today) OR #today <= :most)"
-                condition = f"{condition} AND {left}" if condition else left
+                conditions.append("(attribute_not_exists(#today) OR #today <= :most)")
                 values[":most"] = pace.per_day - number
         return self._table.update(
-            _key(pace), update, condition=condition, names=names, values=values
+            _key(pace), update, condition=" AND ".join(conditions), names=names, values=values
         )
 
 

@@ -205,6 +205,15 @@ class Traffic:
         if night[0] + 2 * _SKEW < began and now < night[1] - _SOON - 2 * _SKEW:
             raise Violation("the night is quiet", reference_of(request))
 
+    def _words(self, id_: str) -> list[str]:
+        """The parts of a reply."""
+        conversation, _, message = id_.partition("-")
+        key = {"pk": {"S": f"C#{conversation}"}, "sk": {"S": f"OUT#{message}"}}
+        item = self._cloud.stores["dynamodb"].get_item(
+            TableName="spillway-test", Key=key, ConsistentRead=True
+        )["Item"]
+        return [part["M"]["text"]["S"] for part in item["parts"]["M"].values()]
+
     def _on_accepted(self, accepted: Accepted) -> None:
         """A provider takes a part."""
         id_ = accepted.reference.rpartition("-")[0]
@@ -226,7 +235,10 @@ class Traffic:
             raise Violation("a day has its limit", f"{self._left[name]} segments", (id_,))
         if text.kind == outside.STOP:
             self._confirmed[name] += number
-        come = bisect_right(self._slots[name], now + _SOON + 2 * _SKEW)
+        # A reply leaves as a whole, in the first of its slots.
+        others = sum(map(segments, self._words(id_))) - 1
+        later = others / self._rules.pacing[name]["per_second"]
+        come = bisect_right(self._slots[name], now + _SOON + 2 * _SKEW + later)
         if self._left[name] > come + self._confirmed[name]:
             said = f"{self._left[name]} segments, and {come} slots"
             raise Violation("nobody leaves without a slot", f"{text.name}: {said}", (id_,))
