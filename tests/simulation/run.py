@@ -287,11 +287,11 @@ class Simulation:
     def _settings(self, function: str) -> Any:
         urls = '{"line": "https://lookups.example.com/line"}' if self.story.lookups else "{}"
         providers = [name for name in NUMBERS.values() if not self._lacks(function, name)]
-        numbers = [f"{number}={name}" for number, name in NUMBERS.items() if name in providers]
+        numbers = [number for number, name in NUMBERS.items() if name in providers]
         return settings(
             function,
             PROVIDERS=",".join(providers),
-            NUMBERS=",".join(numbers),
+            NUMBERS=",".join(f"{number}={NUMBERS[number]}" for number in numbers),
             REPORT_BATCH_ITEM_FAILURES="true" if self.story.reporting else "false",
             REPLY_API_URL="https://replies.example.com/",
             LOOKUP_URLS=urls,
@@ -302,7 +302,7 @@ class Simulation:
             LOOP_LIMIT=str(self.story.loop_limit),
             REPLY_MAX_AGE=str(self.story.reply_max_age),
             LOOKUP_MAX_AGE=str(self.story.lookup_max_age),
-            **self.rules.settings(),
+            **self.rules.settings(numbers),
         )
 
     def _lacks(self, function: str, provider: str) -> bool:

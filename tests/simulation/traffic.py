@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right, insort
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from random import Random
@@ -41,9 +41,15 @@ class Rules:
     quiet: tuple[float, float] | None = None
     pauses: tuple[tuple[float, float], ...] = ()
 
-    def settings(self) -> dict[str, str]:
+    def settings(self, numbers: Collection[str]) -> dict[str, str]:
+        """Of a function that has these numbers."""
+        pacing = {
+            name: {**one, **({"numbers": ours} if "numbers" in one else {})}
+            for name, one in self.pacing.items()
+            if (ours := [number for number in one.get("numbers", [name]) if number in numbers])
+        }
         return {
-            "PACING": json.dumps(self.pacing),
+            "PACING": json.dumps(pacing),
             "DAILY_SEND_CAP": str(self.cap),
             "SEND_ONLY_TO": self.only_to,
             "SEND_TO_COUNTRIES": self.countries,
