@@ -188,8 +188,10 @@ class Turns:
         for pace in self._pacer.of(ours):
             line = _Line(pace, ahead)
             self._pacer.learn(pace, segments)
-            slots = self._some(line, segments) or self._pacer.reserve(line, segments)
+            slots = self._some(line, segments)
             taken.append((line, slots))
+            if len(slots) < segments:
+                slots += self._pacer.reserve(line, segments - len(slots))
             first = max(first, slots[0] / _SECOND)
         return first
 
@@ -212,17 +214,12 @@ class Turns:
                 log("WARNING", "slots_not_given_back", count=len(slots), error=error)
 
     def _some(self, line: _Line, segments: int) -> list[int]:
-        """Slots that were taken for whoever comes; none where there are too few."""
-        free = self._free.get(line)
-        if free is None or len(free) < segments:
-            return []
+        """So many of the slots that were taken for whoever comes, or as many as are left."""
+        free = self._free.get(line, deque())
         slots: list[int] = []
-        try:
-            for _ in range(segments):
+        with suppress(IndexError):
+            while len(slots) < segments:
                 slots.append(free.popleft())
-        except IndexError:
-            self._put_back(line, slots)
-            return []
         return slots
 
     def _put_back(self, line: _Line, slots: Iterable[int]) -> None:
