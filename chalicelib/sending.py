@@ -290,6 +290,7 @@ class Sender:
         try:
             self._await_turn(reply, turns)
         except OverCap:
+            count("OverCap", provider=reply.provider, id=str(reply.id))
             self._close(reply, "refused: daily_cap")
             return False
         permit = self._breaker.permit(provider.name, until=end)
