@@ -64,6 +64,8 @@ class Settings:
     send_to_countries: tuple[str, ...] = ()
     lookup_urls: Mapping[str, str] = None  # type: ignore[assignment]
     lookup_max_age: float = 43_200.0
+    event_bus: str = ""
+    events_url: str = ""
     stop_text: str = ""
     help_text: str = ""
     message_days: int = 400
@@ -111,6 +113,10 @@ def load(environ: Mapping[str, str]) -> Settings:
         must = _expects(_recipients)
         wrong.append(
             f"SEND_ONLY_TO: not set; it must be {must}. Only the stage prod may leave it out"
+        )
+    if values.get("event_bus") and values.get("events_url"):
+        wrong.append(
+            "EVENTS_URL: set beside EVENT_BUS; events go to one of them, so unset the other"
         )
     if wrong:
         raise SettingError("\n".join(wrong))
@@ -267,6 +273,13 @@ def _endpoints(text: str) -> dict[str, str]:
     return {name: _endpoint(url) for name, url in found.items() if url}
 
 
+def _bus(text: str) -> str:
+    """the name of an EventBridge bus of this account, e.g. spillway-prod"""
+    if text and not re.fullmatch(r"[A-Za-z0-9._/-]{1,256}", text, re.ASCII):
+        raise ValueError("not such a name")
+    return text
+
+
 def _seconds(text: str) -> float:
     """a number of seconds above 0, e.g. 10"""
     value = _number(float, text)
@@ -400,6 +413,8 @@ _TABLE: Mapping[str, tuple[str, Callable[[str], Any], str, tuple[str, ...]]] = {
     "send_to_countries": ("SEND_TO_COUNTRIES", _countries, "", ()),
     "lookup_urls": ("LOOKUP_URLS", _endpoints, "{}", ()),
     "lookup_max_age": ("LOOKUP_MAX_AGE", _half_day, "43200", ()),
+    "event_bus": ("EVENT_BUS", _bus, "", ()),
+    "events_url": ("EVENTS_URL", _endpoint, "", ()),
     "stop_text": ("STOP_TEXT", _text, "You are unsubscribed and will get no more texts.", ()),
     "help_text": ("HELP_TEXT", _text, "", ()),
     "unknown_sends": ("UNKNOWN_SENDS", _policy, "hold", ()),

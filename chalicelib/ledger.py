@@ -109,6 +109,11 @@ class Reply:
         return replace(self, parts=parts, drafted=False)
 
     @property
+    def ended(self) -> bool:
+        """Whether nothing of it will be sent any more."""
+        return bool(self.outcome) or (self.parts is not None and self.current is None)
+
+    @property
     def to_be_resumed(self) -> bool:
         """Whether a part waits behind an unknown one that was settled: nobody will send it before
         somebody says so."""

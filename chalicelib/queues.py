@@ -26,7 +26,7 @@ from chalicelib.messages import (
 from chalicelib.runtime import Runtime
 
 T = TypeVar("T")
-Kind = Literal["inbound", "outgoing", "receipt", "unreadable", "settle", "resume"]
+Kind = Literal["inbound", "outgoing", "receipt", "unreadable", "settle", "resume", "event"]
 
 PROCESSING = "processing"
 OUTBOUND = "outbound.fifo"

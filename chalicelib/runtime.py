@@ -97,6 +97,11 @@ class Runtime:
         return client
 
     @cached_property
+    def events(self) -> Any:
+        """Of EventBridge."""
+        return self._client("events")
+
+    @cached_property
     def http(self) -> httpx.Client:
         """One client for all: connections are kept. It repeats nothing by itself, since a request
         that failed may have been served. The time-outs are each caller's."""
