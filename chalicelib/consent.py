@@ -240,7 +240,11 @@ def takes_effect(
 class ConsentList:
     """The list of a brand, on the table. Raises what the table raises."""
 
-    def __init__(self, table: Table, keys: Keys, brand: str) -> None:
+    def __init__(
+        self, table: Table, keys: Keys, brand: str, announce: Announce | None = None
+    ) -> None:
+        """`announce`: who hears of each event that took effect, again where it is written again."""
+        self._announce = announce
         self._table = table
         self._keys = keys
         self._brand = brand

@@ -6,6 +6,8 @@ A batch goes through these steps, and a death after any of them repeats them wit
     each message       STOP is recorded, the text analysed, external sources asked, all validated
     archive            one object for all of them; the same batch again is the same object
     store              one conditional item each, naming its object
+    announce           what was stored, now or before, where the business's own systems are to hear
+    publish            what was announced, by us or by the sender
     settle             sends of unknown outcome, last: providers are asked, which takes its time
 
 Between archive and table a death leaves lines that no item names; nothing is lost by it.
@@ -24,11 +26,12 @@ from chalicelib.archive import Archive
 from chalicelib.batches import Batch, Defer, GiveUp, LambdaContext, Record
 from chalicelib.config import Settings, load
 from chalicelib.consent import ConsentList, event_in
+from chalicelib.events import PUBLISHING, Events, Publisher
 from chalicelib.ledger import DAY, Busy, Ledger
 from chalicelib.lookups import LookUps
 from chalicelib.messages import InboundMessage, MessageId, number_kind
 from chalicelib.observing import count, log
-from chalicelib.queues import DEAD_LETTERS, OUTBOUND, PROCESSING, Envelope, Queues
+from chalicelib.queues import DEAD_LETTERS, OUTBOUND, PROCESSING, Envelope, Kind, Queues
 from chalicelib.runtime import Runtime
 from chalicelib.settling import Settling, resume
 from chalicelib.table import Item, Key, Table
@@ -60,7 +63,8 @@ class Processing:
         self._queues.url(OUTBOUND)
         self._table = Table(runtime, settings.stage)
         self._ledger = Ledger(self._table, runtime, keep_days=settings.message_days)
-        self._consent = ConsentList(self._table, keys, settings.brand)
+        self._events = Events(runtime, self._queues, settings)
+        self._consent = ConsentList(self._table, keys, settings.brand, self._events.consented)
         self._settling = Settling(
             runtime,
             settings,
@@ -69,7 +73,9 @@ class Processing:
             ledger=self._ledger,
             consent=self._consent,
             vault=vault,
+            events=self._events,
         )
+        self._publisher = Publisher(runtime, settings, vault)
         self._lookups = LookUps(runtime, LOOKUPS, settings.lookup_urls)
         self._archive = Archive(runtime, keys, stage=settings.stage, account=self._queues.account())
 
@@ -87,11 +93,9 @@ class Processing:
             # These end by themselves, with what they are about listed.
             but_never=["settle"],
         )
-        unknown = {
-            record
-            for record in batch.records
-            if record.envelope is not None and record.envelope.kind == "settle"
-        }
+        unknown = _of_kind(batch, "settle")
+        announced = _of_kind(batch, "event")
+        first = [one for one in batch.records if one not in unknown and one not in announced]
         inbound = {
             record: _key(record.envelope)
             for record in batch.records
@@ -100,21 +104,30 @@ class Processing:
         stored = batch.all_or_none(
             lambda: self._table.get_many(list(inbound.values())), list(inbound)
         )
-        done = {record for record, key in inbound.items() if stored and key in stored}
+        done = {
+            record: stored[key] for record, key in inbound.items() if stored and key in stored
+        }
         results = batch.each(
             self._work,
-            [record for record in batch.records if record not in done and record not in unknown],
+            [record for record in first if record not in done],
             needs=self._lookups.longest + STORING,
         )
         lines = {record: line for record, line in results.items() if line is not None}
         if lines:
             key = batch.all_or_none(lambda: self._store_in_archive(lines), list(lines))
             if key is not None:
-                batch.each(
+                kept = batch.each(
                     lambda envelope, record: self._store(envelope, lines[record], key),
                     list(lines),
                     needs=WRITING,
                 )
+                done |= {record: lines[record] for record in kept}
+        if self._events.on and done:
+            # (What was stored before, too: whoever stored it may have died before this.)
+            batch.all_or_none(lambda: self._events.received(done.values()), list(done))
+        batch.each(
+            lambda envelope, _: self._publisher.publish(envelope), announced, needs=PUBLISHING
+        )
         batch.each(lambda envelope, _: self._settling.settle(envelope), unknown, needs=LOOKING)
         return batch.finish()
 
@@ -122,7 +135,9 @@ class Processing:
         """One message as a line for the archive; None where there is nothing to keep."""
         if envelope.kind == "receipt":
             try:
-                waiting = receipts.record(self._ledger, self._consent, envelope.receipt())
+                waiting = receipts.record(
+                    self._ledger, self._consent, self._events, envelope.receipt()
+                )
             except Busy:
                 raise Defer("receipt_overtaken") from None
             if waiting is not None:
@@ -233,6 +248,14 @@ def _possible(number: str) -> bool:
         return phonenumbers.is_possible_number(phonenumbers.parse(number))
     except phonenumbers.NumberParseException:
         return False
+
+
+def _of_kind(batch: Batch, kind: Kind) -> set[Record]:
+    return {
+        record
+        for record in batch.records
+        if record.envelope is not None and record.envelope.kind == kind
+    }
 
 
 def _is_message(envelope: Envelope) -> bool:

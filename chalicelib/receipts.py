@@ -4,13 +4,16 @@ consent, where they say that the person opted out."""
 from __future__ import annotations
 
 from chalicelib.consent import ConsentList
+from chalicelib.events import Events
 from chalicelib.ledger import Ledger, Reply
 from chalicelib.messages import DeliveryReceipt, parse_reference
 from chalicelib.observing import count, log
 from chalicelib.providers import provider_named
 
 
-def record(ledger: Ledger, consent: ConsentList, receipt: DeliveryReceipt) -> Reply | None:
+def record(
+    ledger: Ledger, consent: ConsentList, events: Events, receipt: DeliveryReceipt
+) -> Reply | None:
     """Writes one receipt down; returns the reply if that settled its unknown part and others wait
     behind it. One for a message that nobody knows is logged, counted and done with: asking for it
     again would not make it known.
@@ -46,6 +49,9 @@ def record(ledger: Ledger, consent: ConsentList, receipt: DeliveryReceipt) -> Re
             code=receipt.error,
         )
     reply = received.reply
+    if reply is not None:
+        # (What says nothing new, too: whoever recorded it may have died before this.)
+        events.told(receipt, reply)
     return reply if reply is not None and reply.to_be_resumed else None
 
 

@@ -12,6 +12,7 @@ For one message, and what a death after each step leaves behind:
     send                likewise
     write the outcome   done; the next try finds it done, or unknown
     ask to settle       where it is unknown; the next try finds it so and asks again
+    announce the end    where the business's own systems are to hear; the next try announces it
 
 A `resume` is about a reply whose unknown part was settled: it goes on as if its message had come
 again.
@@ -33,6 +34,7 @@ from chalicelib.brakes import Brakes
 from chalicelib.breaker import Breaker, Permit
 from chalicelib.config import Settings, load
 from chalicelib.consent import ConsentList, event_in
+from chalicelib.events import Events
 from chalicelib.ledger import Busy, Ledger, PartEntry, Reply, draft
 from chalicelib.loops import LoopGuard
 from chalicelib.messages import ConsentEvent, InboundMessage, MessageId, OutgoingMessage
@@ -78,7 +80,10 @@ class Sender:
         self._queues.url(PROCESSING)
         self._table = Table(runtime, settings.stage)
         self._ledger = Ledger(self._table, runtime, keep_days=settings.message_days)
-        self._consent = ConsentList(self._table, self._vault.keys(), settings.brand)
+        self._events = Events(runtime, self._queues, settings)
+        self._consent = ConsentList(
+            self._table, self._vault.keys(), settings.brand, self._events.consented
+        )
         self._breaker = Breaker(self._table, runtime, settings.providers)
         self._brakes = Brakes(settings)
         self._quiet_until = quiet_until
@@ -119,8 +124,16 @@ class Sender:
 
     def _answer(self, envelope: Envelope, lease_until: float, turns: Turns) -> None:
         reply = self._reply_of(envelope)
-        if reply is None:
-            return
+        if reply is not None:
+            self._answer_or_wait(envelope, reply, lease_until, turns)
+        id_ = MessageId.parse(envelope.id)
+        if self._events.on and id_ is not None:
+            # (What had ended before, too: whoever ended it may have died before this.)
+            self._events.ended(self._ledger.find(id_))
+
+    def _answer_or_wait(
+        self, envelope: Envelope, reply: Reply, lease_until: float, turns: Turns
+    ) -> None:
         try:
             self._answer_once(envelope, reply, lease_until, turns)
         except Busy:

@@ -24,6 +24,7 @@ from chalicelib.batches import Defer, GiveUp
 from chalicelib.breaker import paused
 from chalicelib.config import Settings
 from chalicelib.consent import ConsentList
+from chalicelib.events import Events
 from chalicelib.ledger import Busy, Ledger, PartEntry, Reply
 from chalicelib.messages import MessageId, Part
 from chalicelib.observing import count, log
@@ -95,6 +96,7 @@ def decide(
     part: int,
     attempt: int,
     decision: Decision,
+    events: Events,
 ) -> Reply:
     """A person's word on a part that is unknown, in the attempt that the person saw.
 
@@ -114,6 +116,7 @@ def decide(
         raise Busy
     if reply.to_be_resumed:
         resume(runtime, queues, reply)
+    events.ended(reply)
     return reply
 
 
@@ -130,6 +133,7 @@ class Settling:
         ledger: Ledger,
         consent: ConsentList,
         vault: Vault,
+        events: Events,
     ) -> None:
         self._runtime = runtime
         self._settings = settings
@@ -138,6 +142,7 @@ class Settling:
         self._ledger = ledger
         self._consent = consent
         self._vault = vault
+        self._events = events
 
     def settle(self, envelope: Envelope) -> None:
         """Returns when there is nothing more to do. Raises Defer until the next look."""
@@ -155,6 +160,8 @@ class Settling:
         if not reply.outcome and current is not None and current.state == "waiting":
             # Listed or not: an owner that was taken for dead may have put it back since.
             resume(self._runtime, self._queues, reply)
+        # (Settled by others, too: a receipt does not say that it was the last word.)
+        self._events.ended(reply)
 
     def _settled(self, reply: Reply) -> Reply:
         """The reply with no part under way, and none unknown that we will look for again."""

@@ -254,6 +254,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     stages.set_variables(
         project,
         STAGE,
+        SEND_ONLY_TO="*",
         PROVIDERS=",".join(NAMES),
         NUMBERS=f"{OURS}=twilio",
         CREDENTIAL_HASHES="{}",
