@@ -65,7 +65,7 @@ def test_an_open_breaker_is_told_with_its_time() -> None:
     [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "120 min"), (7200, "2 h"), (172800, "2 d")],
 )
 def test_a_time_is_said_as_somebody_says_it(seconds: float, said: str) -> None:
-    assert status._span(seconds) == said
+    assert status.span(seconds) == said
 
 
 def test_everything_is_read_from_the_stores(stage: Stage) -> None:

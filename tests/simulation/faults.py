@@ -49,6 +49,8 @@ _RARE = (
     "processing: consent.opted_out",
     "sender: batches._dead_letter",
     "person: settling.resume",
+    "redriver: redriving._moved",
+    "redriver: letters.work_through",
 )
 _MOST_RARE = 5  # so often in a seed
 _HOT = 14  # one of so many pairs of site and fault is hot in a seed
