@@ -11,7 +11,7 @@ from rich.console import Console
 from spillway.deploy import credentials, secrets
 from spillway.deploy.command import deploy, destroy
 from spillway.local.command import run
-from spillway.operate import dlq
+from spillway.operate import dlq, unknown
 from spillway.operate.doctor import doctor
 from spillway.operate.erase import erase
 from spillway.operate.status import status
@@ -46,6 +46,7 @@ app.command()(trace)
 app.command()(doctor)
 app.command()(erase)
 app.add_typer(dlq.app, name="dlq")
+app.add_typer(unknown.app, name="unknown")
 app.command()(deploy)
 app.add_typer(secrets.app, name="secret")
 app.add_typer(credentials.app, name="credential")

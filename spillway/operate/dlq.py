@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -21,8 +20,8 @@ from chalicelib.queues import DEAD_LETTERS
 from spillway.operate.dropping import Drop, Dropped
 from spillway.operate.letters import BY_SQS, Letter, find
 from spillway.operate.redriving import CAME_AGAIN, NOT_OURS, TOO_OLD, Redrive, Redriven
-from spillway.operate.status import span
 from spillway.operate.trace import of_reply, of_text
+from spillway.operate.words import moment, printable, span
 from spillway.problem import Problem
 from spillway.stage import LOCAL, Stage, StageOption, stage_named
 
@@ -111,7 +110,8 @@ def list_(
         }
         print(json.dumps(said, indent=2))
         return
-    console = Console(highlight=False)
+    # As wide as it gets: an id that is cut is of no use.
+    console = Console(highlight=False, width=1000)
     for name, (letters, unseen) in read.items():
         console.print(Text(f"{name}: {len(letters):,}", "bold"))
         if len(letters) > MANY:
@@ -323,7 +323,7 @@ def _summarise(console: Console, letters: Sequence[Letter], now: float) -> None:
     for (reason, kind), number in Counter((one.reason, one.kind) for one in letters).most_common():
         since = min(one.put_aside_at for one in letters if (one.reason, one.kind) == (reason, kind))
         table.add_row(reason, kind or "?", f"{number:,}", span(max(0.0, now - since)))
-    _print(console, table)
+    console.print(table)
 
 
 def _list(console: Console, letters: Sequence[Letter], now: float, *, texts: bool) -> None:
@@ -340,33 +340,33 @@ def _list(console: Console, letters: Sequence[Letter], now: float, *, texts: boo
         table.add_row(
             letter.id,
             letter.kind or "?",
-            _at(letter.put_aside_at),
+            moment(letter.put_aside_at),
             letter.reason,
             "" if letter.receives is None else str(letter.receives),
             span(max(0.0, now - letter.received_at)),
             told["theirs" if outgoing else "ours"],
             told["ours" if outgoing else "theirs"],
-            *([_printable(told["text"])] if texts else []),
+            *([printable(told["text"])] if texts else []),
         )
-    _print(console, table)
+    console.print(table)
 
 
 def _show(console: Console, one: dict[str, Any]) -> None:
     def line(what: str, said: str) -> None:
-        console.print(Text.assemble((f"  {what:<14}", "cyan"), _printable(said)), soft_wrap=True)
+        console.print(Text.assemble((f"  {what:<14}", "cyan"), printable(said)), soft_wrap=True)
 
     console.print(Text(f"{one['id']}  on {one['queue']}", "bold"), soft_wrap=True)
     line("message", f"{one['kind'] or 'none of ours'} {one['message']}".rstrip())
     if one["theirs"]:
         line("between", f"{one['ours']} (ours) and {one['theirs']}")
-    line("came", f"{_at(one['received_at'])} UTC")
-    line("put aside", f"{_at(one['put_aside_at'])} UTC, {one['reason']}")
+    line("came", f"{moment(one['received_at'])} UTC")
+    line("put aside", f"{moment(one['put_aside_at'])} UTC, {one['reason']}")
     if one["reason"] == BY_SQS:
         line("", "by SQS, or by hand: nobody wrote a history")
     for name, value in one["history"].items():
         line(name, value)
     if one["redriven_at"]:
-        line("redriven", f"{_at(one['redriven_at'])} UTC, and failed again")
+        line("redriven", f"{moment(one['redriven_at'])} UTC, and failed again")
     for said in one["kept"]:
         line("kept", said)
     line("if dropped", f"lost: {one['lost_if_dropped']}")
@@ -416,16 +416,3 @@ def _table(*headings: str | tuple[str, str]) -> Table:
         name, justify = (heading, "left") if isinstance(heading, str) else heading
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     return table
-
-
-def _print(console: Console, table: Table) -> None:
-    """As wide as it is: an id that is cut is of no use."""
-    console.print(table, width=1000, crop=False)
-
-
-def _at(at: float) -> str:
-    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S}"
-
-
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()

@@ -65,7 +65,7 @@ class Drop:
         if letter.envelope is None:
             return "nothing of ours"
         if letter.kind == "unreadable":
-            return "nothing: it is kept where processing would have put it"
+            return "a payload that could not be read"
         named = parse_reference(letter.message)
         id_ = named[0] if named else MessageId.parse(letter.message)
         stored, replied = self._stage.stores.message(id_) if id_ else (None, None)
@@ -76,9 +76,7 @@ class Drop:
         if letter.kind in ("settle", "resume"):
             return f"a reminder of a reply; the ledger says {state or 'nothing of it'}"
         if SOURCES[letter.queue] == PROCESSING:
-            return (
-                "nothing: it is stored" if stored else "a text that is in neither table nor archive"
-            )
+            return "nothing: it is stored" if stored else "a text that is not in the table"
         if state in ("", "waiting"):
             return "the answer to it" if letter.kind == "inbound" else "a text that is not sent"
         return f"nothing more: the ledger says {state}"

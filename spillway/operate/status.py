@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from chalicelib.queues import DEAD_LETTERS, OUTBOUND, PROCESSING
+from spillway.operate.words import span
 from spillway.stage import LOCAL, Stage, StageOption, stage_named
 from spillway.stores import DROPPED, Depth
 
@@ -174,11 +175,3 @@ def _show(console: Console, found: Status) -> None:
         console.print(f"[bold red]![/bold red] {line}")
     if not found.attention:
         console.print("[green]Nothing wants attention.[/green]")
-
-
-def span(seconds: float) -> str:
-    """A time as somebody says it."""
-    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
