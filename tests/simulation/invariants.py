@@ -232,10 +232,14 @@ class Invariants:
         now = self._cloud.world.now
         answered[str(text.id)] = (received_at, now)
         # (Neither texts that came over an hour and were answered at once, nor the reverse; nor one
-        # that came first and was overtaken on its way to the queue.)
+        # that came first and was overtaken: on its way to the queue, or since it was put aside.)
         order = self._queued[text.id.conversation]
-        before = order[: order.index(str(text.id)) + 1]
-        counted = [one for one in before if one.partition("-")[2][:8] not in self._forgotten]
+        before = [one for one in order[: order.index(str(text.id))] if one not in self._dead]
+        counted = [
+            one
+            for one in (*before, str(text.id))
+            if one.partition("-")[2][:8] not in self._forgotten
+        ]
         near = sum(
             received_at - 599 < at <= received_at and now - 599 < then
             for at, then in (answered[id_] for id_ in counted if id_ in answered)
