@@ -284,6 +284,14 @@ class ConsentList:
                 return True
         return False
 
+    def knows(self, number: str, event: ConsentEvent, at: float, id_: str) -> bool:
+        """Whether recording this event would change nothing: it is there, or what beats it is."""
+        there = self._table.get(self._key(number))
+        return there is not None and (
+            (there["event"], there["id"]) == (event, id_)
+            or not takes_effect(event, at, there["event"], there["at"])
+        )
+
     def record_refusal(self, number: str, at: float, *, provider: str, code: str, id_: str) -> None:
         """Writes down that a provider refused a send because the number opted out, at the provider
         or with the carrier, where we did not see it.

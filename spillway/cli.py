@@ -11,6 +11,7 @@ from rich.console import Console
 from spillway.deploy import credentials, secrets
 from spillway.deploy.command import deploy, destroy
 from spillway.local.command import run
+from spillway.operate import dlq, unknown
 from spillway.operate.doctor import doctor
 from spillway.operate.erase import erase
 from spillway.operate.pause import pause, resume
@@ -47,6 +48,8 @@ app.command()(doctor)
 app.command()(erase)
 app.command()(pause)
 app.command()(resume)
+app.add_typer(dlq.app, name="dlq")
+app.add_typer(unknown.app, name="unknown")
 app.command()(deploy)
 app.add_typer(secrets.app, name="secret")
 app.add_typer(credentials.app, name="credential")

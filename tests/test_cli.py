@@ -29,6 +29,20 @@ def spillway(*arguments: str, **variables: str) -> subprocess.CompletedProcess[s
 COMMANDS = ("run", "text", "burst", "status", "trace", "doctor", "erase", "deploy", "destroy")
 
 
+GROUPS = (
+    *(("dlq", command) for command in ("list", "show", "redrive", "drop")),
+    *(("unknown", command) for command in ("list", "show", "settle")),
+)
+
+
+@pytest.mark.parametrize("words", GROUPS, ids=" ".join)
+def test_every_command_of_a_group_does_so(words: tuple[str, str]) -> None:
+    done = spillway(*words, "--help")
+    assert done.returncode == 0
+    for said in ("Exit code", "--stage", "--json"):
+        assert said in done.stdout
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_that_says_how_it_ends(command: str) -> None:
     done = spillway(command, "--help")

@@ -45,21 +45,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 
-from chalicelib.consent import ConsentList, event_in
+from chalicelib.consent import ConsentList
 from chalicelib.ledger import DAY, Busy, Ledger, Reply, reply_of
-from chalicelib.messages import (
-    DeliveryReceipt,
-    InboundMessage,
-    MessageId,
-    mask,
-    number_kind,
-    parse_reference,
-)
-from chalicelib.providers import provider_named
+from chalicelib.messages import mask, number_kind
 from chalicelib.queues import DEAD_LETTERS, OUTBOUND, PROCESSING, Envelope, EnvelopeError
 from chalicelib.settling import LISTED_AFTER
 from chalicelib.table import Conflict, Item, Key, Table
-from chalicelib.text import normalise
+from spillway.operate.letters import said_in
 from spillway.problem import Problem
 from spillway.stage import Stage
 from spillway.stores import DeadLetter
@@ -449,48 +441,13 @@ class Erasure:
     def _heed(self, letter: DeadLetter) -> None:
         """Records what a letter says of the person's consent, without their words: once it is
         deleted nobody else will."""
-        envelope = _envelope(letter)
-        try:
-            if envelope is not None and envelope.kind == "inbound":
-                self._heed_text(envelope, envelope.inbound())
-            elif envelope is not None and envelope.kind == "receipt":
-                self._heed_receipt(envelope.receipt())
-        except TypeError:
-            return  # its payload is none of ours
-
-    def _heed_text(self, envelope: Envelope, message: InboundMessage) -> None:
-        opted_out = self._consent.opted_out(message.sender)
-        event = message.consent_hint or event_in(normalise(message.text), opted_out)
-        if event is None:
-            return
-        id_ = MessageId.parse(envelope.id)
-        reply = self._ledger.find(id_) if id_ else None
-        first = min([envelope.received_at] + ([reply.received_at] if reply else []))
-        self._consent.record(
-            message.sender,
-            event,
-            message.said_at(first),
-            words="",
-            source=message.provider,
-            id_=envelope.id,
-        )
-
-    def _heed_receipt(self, receipt: DeliveryReceipt) -> None:
-        provider = provider_named(receipt.provider)
-        named = parse_reference(receipt.reference)
-        if named is None or not receipt.error or provider.reason_of(receipt.error) != "opted_out":
-            return
-        reply = self._ledger.find(named[0])
-        for part in (reply and reply.parts) or ():
-            if part.number == named[1] and part.started_at is not None:
-                self._consent.record(
-                    self._number,
-                    "stop",
-                    part.started_at,
-                    words="",
-                    source=f"{receipt.provider}: {receipt.error}",
-                    id_=str(named[0]),
-                )
+        said = said_in(_envelope(letter), self._consent, self._ledger)
+        if said is not None:
+            # (Whose a reply was that is blanked by now, it does not say.)
+            number = said.number or self._number
+            self._consent.record(
+                number, said.event, said.at, words="", source=said.source, id_=said.id
+            )
 
     def _is_theirs(self, text: object) -> bool:
         """Whether the number is in it."""

@@ -1014,6 +1014,7 @@ def pairs(service: str, operation: str, arguments: Mapping[str, Any]) -> list[Pa
 
     https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazons3.html
     https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-deletes.html
+    https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonsqs.html
     """
     here = f"{EMULATED_REGION}:{ACCOUNT}"
     if service == "s3":
@@ -1025,6 +1026,8 @@ def pairs(service: str, operation: str, arguments: Mapping[str, Any]) -> list[Pa
         return [(f"s3:{name}", f"{bucket}/{arguments['Key']}") for name in names]
     if service == "sqs":
         name = arguments.get("QueueName") or arguments["QueueUrl"].rpartition("/")[2]
+        # Who may do it to one message may do it to ten.
+        operation = operation.removesuffix("Batch")
     elif service == "dynamodb":
         name = f"table/{arguments['TableName']}"
     elif service == "secretsmanager":

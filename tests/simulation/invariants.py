@@ -54,6 +54,7 @@ class Invariants:
         self._tried: set[str] = set()  # messages of which a part was claimed
         self._passed: dict[str, str] = {}  # message -> the later one that was tried before it
         self._dead: set[str] = set()  # messages that were on a dead-letter queue
+        self._redriven: set[str] = set()  # letters that our own redrive has sent
         # When (unix seconds) a message's envelopes were received, by queue.
         self.received: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         self._opted_out: dict[str, int] = {}  # person's key -> since which step
@@ -130,12 +131,33 @@ class Invariants:
                 raise Violation("only unknown sends are looked for", self._name(id_), (id_,))
         if envelope["kind"] == "resume" and "dlq" not in queue:
             self._is_waited_for(task, id_)
+        if queue == "outbound.fifo" and task.process.name.startswith("redriver"):
+            self._in_its_turn(entry)
         if "dlq" in queue:
             self._dead.add(id_)
         elif envelope["kind"] in ("inbound", "outgoing"):
             self.received[id_][queue].append(envelope["received_at"])
             if queue == "outbound.fifo" and id_ not in self._queued[envelope["conversation"]]:
                 self._queued[envelope["conversation"]].append(id_)
+
+    def _in_its_turn(self, entry: dict[str, Any]) -> None:
+        """A letter is sent after those that were put aside before it in its conversation."""
+        waiting = {
+            letter.id: json.loads(letter.body) | {"redriven_at": None}
+            for letter in self._cloud.stores["sqs"].messages(
+                f"spillway-test-{_DLQ['outbound.fifo']}"
+            )
+            if letter.group == entry["MessageGroupId"] and letter.id not in self._redriven
+        }
+        message = json.loads(entry["MessageBody"]) | {"redriven_at": None}
+        if message not in waiting.values():
+            return  # somebody else has sent it, too
+        first, content = next(iter(waiting.items()))
+        if content != message:
+            raise Violation(
+                "a redrive keeps the order", self._name(message["id"]), (message["id"],)
+            )
+        self._redriven.add(first)
 
     def _is_waited_for(self, task: Task, id_: str) -> None:
         """Who is sent for has something to do, or had when that was seen."""
@@ -148,7 +170,8 @@ class Invariants:
         item = self._item(f"C#{conversation}", f"OUT#{message}") or {}
         waited_at = self._waited_at.get(id_, 0.0)
         world = self._cloud.world
-        held_up = task.process.troubled_at >= began or task.process is world.outside
+        moved = task.process is world.outside or task.process.name.startswith("redriver")
+        held_up = task.process.troubled_at >= began or moved
         if not _waits(item) and waited_at < began - 1 and not held_up:
             raise Violation("nobody is sent for in vain", self._name(id_), (id_,))
 
@@ -211,10 +234,14 @@ class Invariants:
         now = self._cloud.world.now
         answered[str(text.id)] = (received_at, now)
         # (Neither texts that came over an hour and were answered at once, nor the reverse; nor one
-        # that came first and was overtaken on its way to the queue.)
+        # that came first and was overtaken: on its way to the queue, or since it was put aside.)
         order = self._queued[text.id.conversation]
-        before = order[: order.index(str(text.id)) + 1]
-        counted = [one for one in before if one.partition("-")[2][:8] not in self._forgotten]
+        before = [one for one in order[: order.index(str(text.id))] if one not in self._dead]
+        counted = [
+            one
+            for one in (*before, str(text.id))
+            if one.partition("-")[2][:8] not in self._forgotten
+        ]
         near = sum(
             received_at - 599 < at <= received_at and now - 599 < then
             for at, then in (answered[id_] for id_ in counted if id_ in answered)

@@ -169,6 +169,7 @@ class Outside:
         self.rotated_at = float("-inf")
         self.lost: set[str] = set()  # providers whose secret is gone
         self.robot = ""
+        self.mended = False  # the bug in the adopter's own function
         self._robots_left = 12
         cloud.network = self._serve
 
@@ -279,6 +280,11 @@ class Outside:
         for _ in range(4):
             self.world.spawn(self.knock, after=10 * self.world.random.random())
 
+    def mend(self) -> None:
+        """The adopter's own function has no bug any more."""
+        self.world.note("operator", "mends the reply function")
+        self.mended = True
+
     def lose_secret(self, provider: str) -> None:
         """A provider's secret is deleted by mistake, and nobody notices."""
         self.world.note("operator", f"deletes {provider}'s secret")
@@ -324,7 +330,7 @@ class Outside:
         """The adopter's own function, where there is no reply API."""
         (text,) = (t for t in self.texts.values() if t.provider_id == message.id)
         text.asked += 1
-        if text.kind == BROKEN:
+        if text.kind == BROKEN and not self.mended:
             raise OwnCodeBroke
         return None if text.kind == SILENT else _words(text)
 

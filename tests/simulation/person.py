@@ -16,6 +16,8 @@ from chalicelib.runtime import is_transient
 from chalicelib.settling import Decision, decide
 from chalicelib.table import Table
 from spillway.operate.erasure import Erased, Erasure
+from spillway.operate.letters import SOURCES
+from spillway.operate.redriving import Redrive, Redriven
 from spillway.stores import Stores
 from tests.simulation.causes import current_state
 from tests.simulation.functions import Mapping as Source
@@ -39,7 +41,6 @@ GARBAGE = (
     ),
 )
 _MOST_RUNS = 20
-_SOURCES = {"processing-dlq": "processing", "outbound-dlq.fifo": "outbound.fifo"}
 
 
 @dataclass
@@ -51,14 +52,16 @@ class Erasures:
 
 
 class SimulatedStage:
-    """What `spillway erase` asks of a stage, on the simulated stores."""
+    """What a command asks of a stage, on the simulated stores."""
 
     local = None
     name = "test"
 
-    def __init__(self, cloud: Cloud, process: Process, settings: Callable[[str], Any]) -> None:
+    def __init__(
+        self, cloud: Cloud, process: Process, settings: Callable[[str], Any], role: str
+    ) -> None:
         self.settings = settings
-        self._runtime = SimulatedRuntime(cloud, process, "eraser", 0.0)
+        self._runtime = SimulatedRuntime(cloud, process, role, 0.0)
         self.region = REGION
         self.stores = Stores(self, self.name)  # type: ignore[arg-type]
 
@@ -86,6 +89,7 @@ class Operator:
         self._out = out
         self._mappings = mappings
         self._moved = 0
+        self._redriving = 0
         self.littered = False
         self.says: tuple[Decision, ...] = ("sent", "resend", "give_up")
         self.settings: Callable[[str], Any] = lambda role: None
@@ -94,31 +98,48 @@ class Operator:
         self.on_good: Callable[[str, float], None] = lambda person, began: None
 
     def redrive(self) -> None:
-        """Every dead letter goes back to its queue. Sent first, then deleted: none is lost."""
+        """Dead letters go back to their queues: by our own command, which may die and is perhaps
+        run again, or by AWS's."""
+        world, cloud = self._cloud.world, self._cloud
+        if world.chance(0.5):
+            self._redrive_as_aws()
+            return
+        if any(one.running for one in self.erased.values()):
+            return  # what is in its hand no erasure finds: docs/RETENTION.md
+        self._redriving += 1
+        for _ in range(world.random.choice((1, 3))):
+            process = Process(f"redriver-{world.steps}")
+            stage: Any = SimulatedStage(cloud, process, self.settings, "redriver")
+            task = world.spawn(partial(_redriven, stage, world.random.choice((1, 10))), process)
+            world.wait(task)
+            error = task.error
+            if error is not None and not process.dead and not is_transient(error):
+                raise Violation("no bug", f"{type(error).__name__} left the redrive: {error!r}")
+            world.note("operator", f"redrove: {task.result}")
+            if task.result is not None and task.result.good:
+                break
+            world.sleep(60 * world.random.random())
+        self._redriving -= 1
+
+    def _redrive_as_aws(self) -> None:
+        """From the console: the body stays as it is."""
         sqs = self._cloud.stores["sqs"]
-        for dead, source in _SOURCES.items():
+        for dead, source in SOURCES.items():
             # (Whom somebody else looks at just now, stays.)
-            letters = sqs.messages(f"spillway-test-{dead}")
-            for letter in [one for one in letters if one.visible_at <= self._cloud.world.now]:
-                self._cloud.world.note("operator", f"redrives {letter.id[:8]} to {source}")
+            while found := sqs.receive_message(
+                QueueUrl=_url(sqs, dead), MessageSystemAttributeNames=["All"]
+            ).get("Messages"):
+                (letter,) = found
+                self._cloud.world.note("AWS", f"redrives {letter['MessageId'][:8]} to {source}")
                 self._moved += 1
                 fifo: dict[str, Any] = {}
                 if source.endswith(".fifo"):
                     fifo = {
-                        "MessageGroupId": letter.group,
+                        "MessageGroupId": letter["Attributes"]["MessageGroupId"],
                         "MessageDeduplicationId": f"again-{self._moved}",
                     }
-                body = letter.body
-                if letter.body not in GARBAGE and self._cloud.world.chance(0.5):
-                    # As our own redrive does; AWS's does not.
-                    body = json.dumps({**json.loads(body), "redriven_at": self._cloud.world.now})
-                sqs.send_message(QueueUrl=_url(sqs, source), MessageBody=body, **fifo)
-                handle = sqs.receive_message(QueueUrl=_url(sqs, dead), MaxNumberOfMessages=1)[
-                    "Messages"
-                ][0]["ReceiptHandle"]
-                sqs.delete_message_batch(
-                    QueueUrl=_url(sqs, dead), Entries=[{"Id": "0", "ReceiptHandle": handle}]
-                )
+                sqs.send_message(QueueUrl=_url(sqs, source), MessageBody=letter["Body"], **fifo)
+                sqs.delete_message(QueueUrl=_url(sqs, dead), ReceiptHandle=letter["ReceiptHandle"])
         for mapping in self._mappings.values():
             mapping.wake()
 
@@ -126,7 +147,7 @@ class Operator:
         """Something stands on the queues that is not ours, or belongs on another."""
         sqs = self._cloud.stores["sqs"]
         for number, body in enumerate(GARBAGE):
-            for queue in _SOURCES.values():
+            for queue in SOURCES.values():
                 fifo: dict[str, Any] = {}
                 if queue.endswith(".fifo"):
                     fifo = {"MessageGroupId": "heron", "MessageDeduplicationId": f"litter-{number}"}
@@ -162,9 +183,11 @@ class Operator:
         world, cloud = self._cloud.world, self._cloud
         erased = self.erased.setdefault(person, Erasures())
         result = None
+        while self._redriving:
+            world.sleep(30)
         for _ in range(_MOST_RUNS):
             process = Process(f"eraser-{world.steps}")
-            stage: Any = SimulatedStage(cloud, process, self.settings)
+            stage: Any = SimulatedStage(cloud, process, self.settings, "eraser")
             erased.running += 1
             task = world.spawn(partial(_erased, stage, person), process)
             began = task.notes["began"] = world.now
@@ -273,6 +296,10 @@ class Operator:
 
 def _erased(stage: Any, person: str) -> Erased:
     return Erasure(stage, person, wait=600.0).run()
+
+
+def _redriven(stage: Any, rate: float) -> Redriven:
+    return Redrive(stage, list(SOURCES), lambda letter: True, rate=rate).run()
 
 
 def _url(sqs: Any, queue: str) -> str:

@@ -54,6 +54,7 @@ QUEUES = {
 }
 FOURTEEN_DAYS = 14 * 86_400
 _ERASED = 0.15  # how likely somebody wants to be forgotten
+_PUT_ASIDE = 0.1  # how likely dead letters are what a story is about
 
 
 @dataclass
@@ -108,7 +109,12 @@ class Simulation:
         self.world = world = World(seed)
         calm = world.chance(0.1)
         faults = Faults(world, none=calm)
-        self.story = story = plots.write(world.random, START, calm=calm)
+        story = plots.write(world.random, START, calm=calm)
+        # (Drawn apart, so that no other seed is another story for it.)
+        redriving = Random(f"{seed} redrives")
+        if not calm and redriving.random() < _PUT_ASIDE:
+            story = plots.put_aside(story, redriving, START)
+        self.story = story
         reorder = world.random.choice((0.0, 0.0, 0.5))
         self.sqs = Sqs(lambda: world.now, world.random, reorder=reorder)
         for name, fifo in QUEUES.items():
@@ -195,6 +201,8 @@ class Simulation:
         self.invariants.on_unknown = self._decide_soon
         for at in story.decisions:
             world.spawn(self.operator.decide, after=at - START)
+        if story.mended_at < float("inf"):
+            world.spawn(self.outside.mend, after=story.mended_at - START)
         for at in story.redrives:
             world.spawn(self.operator.redrive, after=max(0.0, at - START))
 

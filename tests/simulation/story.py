@@ -52,6 +52,7 @@ class Story:
     reply_max_age: int  # REPLY_MAX_AGE
     lookup_max_age: int  # LOOKUP_MAX_AGE
     own_code: bool  # whether no reply API is asked, but the adopter's own function
+    mended_at: float  # when that function's bug is mended
     without: tuple[str, float, float] | None  # a provider that PROVIDERS lacks for a while
     secret_lost: tuple[str, float] | None  # a provider's secret that is deleted by mistake
     receipts_from: float  # seconds that a receipt takes at least ...
@@ -158,6 +159,7 @@ def by_chance(random: Random, start: float) -> Story:
         reply_max_age=random.choice((900, 900, 900, 60, 25)),
         lookup_max_age=random.choice((43_200, 43_200, 43_200, 30)),
         own_code=own_code,
+        mended_at=float("inf"),
         receipts_from=0.0,
         receipts_after=random.choice((8.0, 8.0, 8.0, 60.0)),
         receipts_fail=random.choice((0.0, 0.0, 0.1, 0.5, 0.95)),
