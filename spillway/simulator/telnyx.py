@@ -248,8 +248,9 @@ class Telnyx(Carrier):
         if request.headers.get("authorization", "") != f"Bearer {self.secrets['api_key']}":
             return _error("10009")
         behaviour = self.behaviour
-        await asyncio.sleep(behaviour.delay)
         body = await request.body()
+        # What is in is worked on, whether the client is still there by then or not.
+        await asyncio.sleep(behaviour.delay)
         if behaviour.fail == "throttled":
             return _error("10011", behaviour.retry_after)
         if behaviour.fail == "server_error":

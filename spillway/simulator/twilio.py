@@ -292,8 +292,10 @@ class Twilio(Carrier):
         if not self._authentic(request):
             return _error(20003)
         behaviour = self.behaviour
+        body = await request.body()
+        # What is in is worked on, whether the client is still there by then or not.
         await asyncio.sleep(behaviour.delay)
-        form = parse_qs((await request.body()).decode("utf-8", "replace"), keep_blank_values=True)
+        form = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True)
         one = {name: values[0] for name, values in form.items()}
         media = form.get("MediaUrl", [])
         if error := _FAILURES.get(behaviour.fail or "") or self._refusal(one, media):

@@ -120,6 +120,23 @@ def test_what_is_taken_and_not_answered_is_in_the_outbox_once(process: Process, 
     assert len(_outbox(http)) == before + 2
 
 
+def test_who_gave_up_waiting_may_have_been_heard(process: Process) -> None:
+    _, http = process
+    before = len(_outbox(http))
+    for provider in ("twilio", "telnyx"):
+        http.put(f"/provider/behaviour/{provider}", json={"delay": 0.5, "for": 5})
+    # WHEN a slow provider's client goes before the answer
+    with pytest.raises(httpx.ReadTimeout):
+        _to_twilio(http, timeout=0.2)
+    with pytest.raises(httpx.ReadTimeout):
+        _to_telnyx(http, "slow", timeout=0.2)
+    # THEN both are taken all the same
+    deadline = time.monotonic() + 5
+    while len(_outbox(http)) < before + 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_what_is_down_refuses_connections_until_it_is_up_by_itself(
     process: Process, gate: int
 ) -> None:

@@ -41,7 +41,9 @@ def deliver(
     )
     monkeypatch.setattr(asyncio, "sleep", at_once)
     one = Sent("twilio", "SM1", "+16460000001", "burst 1", duplicate)
-    asyncio.run(burst._send_all(LOCAL, [one], lambda: None))
+    traffic = burst.Traffic()
+    asyncio.run(burst.send_all(LOCAL, [one], traffic))
+    assert traffic.requests == len(requests)
     return one, requests
 
 
