@@ -119,7 +119,8 @@ def burst(
         bool, typer.Option("--faults", help="Let everything fail meanwhile, in turn.")
     ] = False,
     seed: Annotated[
-        int | None, typer.Option(metavar="N", help="With --faults: the same plan of faults again.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="With --faults: the same plan of faults again."),
     ] = None,
     within: Annotated[
         float, typer.Option(metavar="MINUTES", min=1, help="With --faults: after this, count.")
@@ -177,7 +178,7 @@ def _with_faults(
     from spillway.traffic import faultrun
     from spillway.traffic.faults import draw
 
-    plan = draw(seed or secrets.randbelow(1_000_000) + 1, len(messages), names)
+    plan = draw(seed or random.randrange(1, 1_000_000), len(messages), names)
     needed = plan.seconds + faultrun.SETTLING
     if within < needed:
         raise Problem(

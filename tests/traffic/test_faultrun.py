@@ -12,14 +12,16 @@ from typing import Any
 import httpx
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from spillway import cli
 from spillway.local.folder import Folder
 from spillway.problem import Problem
 from spillway.stores import Depth
 from spillway.traffic import burst, faultrun
 from spillway.traffic.burst import Count, Sent, Traffic
 from spillway.traffic.faultrun import Metrics, Report
-from spillway.traffic.faults import Fault, Plan
+from spillway.traffic.faults import Fault, Plan, draw
 from spillway.traffic.kills import Killed
 from tests.traffic.test_burst import FakeStores
 
@@ -175,6 +177,52 @@ def test_what_is_not_good(more: dict[str, Any]) -> None:
     whole |= {"done": True, "unsettled": 0, "killed": [Killed("outbound", 3, 0.2)]}
     assert Report(**whole).good
     assert not Report(**(whole | more)).good
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+def burst_with_faults(
+    report: Report | None, monkeypatch: pytest.MonkeyPatch, *options: str
+) -> tuple[Any, list[Plan]]:
+    """`spillway burst --faults` with the run's report, and the plans that were carried out."""
+    plans: list[Plan] = []
+
+    def run(_: Any, messages: list[Sent], plan: Plan, **__: Any) -> Report | None:
+        assert len(messages) == 300
+        assert 0 < sum(one.duplicate for one in messages) < 60
+        plans.append(plan)
+        return report
+
+    numbers = {"twilio": "+14155550123", "telnyx": "+14155550199"}
+    monkeypatch.setattr(Folder, "running", lambda _: {**LOCAL, "numbers": numbers})
+    monkeypatch.setattr(faultrun, "run", run)
+    command = ["burst", "--faults", "--messages", "300", *options]
+    return CliRunner().invoke(cli.app, command), plans
+
+
+@pytest.mark.parametrize(("lost", "code"), [(0, 0), (1, 1)])
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_the_command_ends_as_its_verdict_says(
+    lost: int, code: int, form: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = Report(7, Count(300, 15, 30, lost=lost), 315, 700.0, done=True, unsettled=0)
+    result, plans = burst_with_faults(report, monkeypatch, "--seed", "7", *form)
+    assert result.exit_code == code
+    assert plans == [draw(7, 300, ["twilio", "telnyx"])]
+    if form:
+        assert json.loads(result.stdout)["good"] == (lost == 0)
+    else:
+        assert "--seed 7" in result.stdout
+        assert ("Nothing lost" in result.stdout) == (lost == 0)
+
+
+def test_too_short_a_time_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    result, plans = burst_with_faults(None, monkeypatch, "--within", "5")
+    assert isinstance(result.exception, Problem)
+    assert "--within 5" in str(result.exception)
+    assert "12 minutes" in str(result.exception)
+    assert plans == []
 
 
 # --- what is read in the logs -------------------------------------------------------------------
