@@ -334,7 +334,9 @@ async def send_all(
 
         async def one_client() -> None:
             for number, message in queue:
-                await asyncio.sleep(max(0.0, began + number * pause - time.monotonic()))
+                due = began + number * pause
+                while not traffic.stopped and (left := due - time.monotonic()) > 0:
+                    await asyncio.sleep(min(left, 0.2))
                 if traffic.stopped:
                     return
                 traffic.under_way += 1

@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -92,8 +93,7 @@ def _works(local: Mapping[str, Any], worker: str, said: Callable[[], bytes]) -> 
         return False
 
 
-def _since(log: Any, position: int) -> bytes:
+def _since(log: Path, position: int) -> bytes:
     with log.open("rb") as file:
         file.seek(position)
-        content: bytes = file.read()
-        return content
+        return file.read()

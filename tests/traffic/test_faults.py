@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from spillway.simulator.behaviour import PROVIDER_FAILURES, SAMPLE_FAILURES, Behaviour
-from spillway.traffic.faults import PACE, SHORTEST, draw
+from spillway.traffic.faults import PACE, SHORTEST, Fault, draw
 
 BOTH = ["twilio", "telnyx"]
 WAYS = {
@@ -61,7 +61,6 @@ def test_in_a_long_plan_each_provider_fails_in_each_way() -> None:
 
 
 @pytest.mark.parametrize("fault", draw(1, 10_000, BOTH).faults, ids=lambda fault: fault.what[:30])
-def test_the_simulator_can_play_it(fault: object) -> None:
-    service, behaviour = fault.service, dict(fault.behaviour)  # type: ignore[attr-defined]
-    failures = PROVIDER_FAILURES if kind_of(service) == "provider" else SAMPLE_FAILURES
-    assert Behaviour.parse(behaviour, failures) != Behaviour()
+def test_the_simulator_can_play_it(fault: Fault) -> None:
+    failures = PROVIDER_FAILURES if kind_of(fault.service) == "provider" else SAMPLE_FAILURES
+    assert Behaviour.parse(dict(fault.behaviour), failures) != Behaviour()
