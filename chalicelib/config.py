@@ -25,6 +25,21 @@ class SettingError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Pace:
+    """How many segments may leave by one of our numbers, or by those of a campaign (`name`): a
+    second, 0 for as many as there are; and a day (UTC), 0 likewise."""
+
+    name: str
+    per_second: float = 0.0
+    per_day: int = 0
+
+    @property
+    def interval(self) -> int:
+        """From one segment to the next, in microseconds."""
+        return round(1_000_000 / self.per_second)
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What the environment says. Each field is read from the variable of the same name in capitals
     (`stage` and `function` from SPILLWAY_…); docs/SETTINGS.md explains each. Times are seconds.
@@ -43,6 +58,10 @@ class Settings:
     message_max_age: float = 36_000.0
     loop_limit: int = 30
     max_parts: int = 3
+    pacing: Mapping[str, Pace] = None  # type: ignore[assignment]
+    daily_send_cap: int = 0
+    send_only_to: tuple[str, ...] = ()
+    send_to_countries: tuple[str, ...] = ()
     lookup_urls: Mapping[str, str] = None  # type: ignore[assignment]
     lookup_max_age: float = 43_200.0
     stop_text: str = ""
@@ -81,6 +100,18 @@ def load(environ: Mapping[str, str]) -> Settings:
     carriers = set(values.get("numbers", {}).values())
     if function == "receiver" and not carriers <= set(values.get("providers", ())):
         wrong.append("NUMBERS: names a provider that PROVIDERS lacks; add it there")
+    paced, ours = values.get("pacing", {}), values.get("numbers", {})
+    if function == "sender" and ours and not set(paced) <= set(ours):
+        wrong.append("PACING: names a number that NUMBERS lacks; add it there")
+    if (
+        function == "sender"
+        and values.get("stage") != "prod"
+        and not values.get("send_only_to", "*")
+    ):
+        must = _expects(_recipients)
+        wrong.append(
+            f"SEND_ONLY_TO: not set; it must be {must}. Only the stage prod may leave it out"
+        )
     if wrong:
         raise SettingError("\n".join(wrong))
     return Settings(**values)
@@ -138,6 +169,77 @@ def _numbers(text: str) -> dict[str, str]:
             raise ValueError(f"names a provider that is not one of {', '.join(PROVIDER_NAMES)}")
         numbers[number] = provider
     return numbers
+
+
+# Segments a second, where PACING says nothing else: what US carriers and providers give a number
+# before any registration for more. https://help.twilio.com/articles/115002943027
+_USUAL = {"long code": 1.0, "toll-free": 3.0, "short code": 100.0}
+_TOLL_FREE = re.compile(r"\+18(00|33|44|55|66|77|88)[0-9]{7}", re.ASCII)
+
+
+def _pacing(text: str) -> dict[str, Pace]:
+    """JSON such as {"+12025550199": {}, "spring": {"numbers": ["+12025550123"], "per_second": 10,
+    "per_day": 2000}}: for a number, or a campaign with several, how many segments may leave"""
+    paces: dict[str, Pace] = {}
+    for name, entry in _json_object(text).items():
+        if not isinstance(entry, dict) or set(entry) - {"numbers", "per_second", "per_day"}:
+            raise ValueError("has an entry that is not such an object")
+        numbers = entry.get("numbers", [name])
+        if (
+            not isinstance(numbers, list)
+            or not numbers
+            or not all(isinstance(one, str) for one in numbers)
+            or any(number_kind(one) not in ("e164", "short_code") for one in numbers)
+        ):
+            raise ValueError("names neither a number nor a campaign with numbers")
+        if paces.keys() & set(numbers):
+            raise ValueError("has a number twice")
+        per_second = entry.get("per_second", _USUAL[_sort(numbers[0])])
+        per_day = entry.get("per_day", 0)
+        if not _is_number(per_second, int | float) or not 0 < per_second <= 10_000:
+            raise ValueError("has a per_second that is not above 0 and at most 10000")
+        if not _is_number(per_day, int) or not 0 <= per_day < 10**9:
+            raise ValueError("has a per_day that is no whole number")
+        paces |= dict.fromkeys(numbers, Pace(name, float(per_second), per_day))
+    return paces
+
+
+def _sort(number: str) -> str:
+    if number_kind(number) == "short_code":
+        return "short code"
+    return "toll-free" if _TOLL_FREE.fullmatch(number) else "long code"
+
+
+def _is_number(value: object, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _cap(text: str) -> int:
+    """a whole number of segments; 0 for no cap"""
+    value = _number(int, text)
+    if not 0 <= value < 10**9:
+        raise ValueError("out of range")
+    return value
+
+
+def _recipients(text: str) -> tuple[str, ...]:
+    """numbers, or how numbers begin with an asterisk behind it, separated by commas, e.g.
+    +12025550147,+1202555*; an asterisk alone is everybody"""
+    found = tuple(filter(None, (entry.strip() for entry in text.split(","))))
+    for entry in found:
+        whole, asterisk, rest = entry.partition("*")
+        beginning = asterisk and not rest and re.fullmatch(r"(\+?[0-9]{0,14})?", whole, re.ASCII)
+        if not beginning and number_kind(entry) not in ("e164", "short_code"):
+            raise ValueError("not such a list")
+    return found
+
+
+def _countries(text: str) -> tuple[str, ...]:
+    """two-letter codes of countries, separated by commas, e.g. US,CA; * for all of them"""
+    found = tuple(filter(None, (entry.strip() for entry in text.split(","))))
+    if not all(re.fullmatch(r"[A-Z]{2}|\*", entry) for entry in found):
+        raise ValueError("not such a list")
+    return found
 
 
 def _url(text: str) -> str:
@@ -292,6 +394,10 @@ _TABLE: Mapping[str, tuple[str, Callable[[str], Any], str, tuple[str, ...]]] = {
     "message_max_age": ("MESSAGE_MAX_AGE", _seconds, "36000", ()),
     "loop_limit": ("LOOP_LIMIT", _limit, "30", ()),
     "max_parts": ("MAX_PARTS", _few, "3", ()),
+    "pacing": ("PACING", _pacing, "{}", ()),
+    "daily_send_cap": ("DAILY_SEND_CAP", _cap, "0", ()),
+    "send_only_to": ("SEND_ONLY_TO", _recipients, "", ()),
+    "send_to_countries": ("SEND_TO_COUNTRIES", _countries, "", ()),
     "lookup_urls": ("LOOKUP_URLS", _endpoints, "{}", ()),
     "lookup_max_age": ("LOOKUP_MAX_AGE", _half_day, "43200", ()),
     "stop_text": ("STOP_TEXT", _text, "You are unsubscribed and will get no more texts.", ()),

@@ -74,8 +74,9 @@ class Reply:
 
     Of one that was erased (`theirs` is "") numbers, words and the provider's ids are empty.
     `drafted`: its words are not in the table yet; the first claim stores them. `redriven_at`: when
-    somebody last wanted it sent all the same. `listed` since `unknown_since`: somebody may have to
-    see to it.
+    somebody last wanted it sent all the same. `not_before`: until when it was told to wait, and
+    `has_slot` whether that is a slot of its own; `waited`: seconds that it was told to wait, in
+    all. `listed` since `unknown_since`: somebody may have to see to it.
     """
 
     id: MessageId
@@ -90,6 +91,9 @@ class Reply:
     parts: tuple[PartEntry, ...] | None
     drafted: bool = False
     redriven_at: float | None = None
+    not_before: float | None = None
+    has_slot: bool = False
+    waited: float = 0.0
     listed: bool = False
     unknown_since: float | None = None
 
@@ -230,6 +234,34 @@ class Ledger:
                 values={":parts": _drafted_parts(reply), ":confirmation": reply.confirmation},
             )
 
+    def wait(self, reply: Reply, until: float, *, slot: bool) -> None:
+        """Writes down that it is to wait, with the words of a draft, of which a part waits anyhow.
+        Raises Busy."""
+        now = self._runtime.now()
+        update = "SET not_before = :until, has_slot = :slot, waited = :waited"
+        condition = "attribute_exists(pk) AND attribute_not_exists(outcome)"
+        names: dict[str, str] = {}
+        values: dict[str, Any] = {
+            ":until": until,
+            ":slot": slot,
+            ":waited": reply.waited + max(0.0, until - now),
+        }
+        current = reply.current
+        if reply.drafted or current is None:
+            update += ", parts = :parts, confirmation = :confirmation"
+            condition += " AND attribute_not_exists(parts)"
+            values |= {":parts": _drafted_parts(reply), ":confirmation": reply.confirmation}
+        else:
+            condition += " AND parts.#n.#state = :waiting AND parts.#n.attempt = :attempt"
+            names = {"#n": str(current.number), "#state": "state"}
+            values |= {":waiting": "waiting", ":attempt": current.attempt}
+        try:
+            self._table.update(
+                _key(reply.id), update, condition=condition, names=names, values=values
+            )
+        except Conflict:
+            raise Busy from None
+
     def claim(
         self,
         reply: Reply,
@@ -269,7 +301,8 @@ class Ledger:
         return self._move(
             reply,
             part.number,
-            f"{update} REMOVE {_LISTED}",
+            # (A slot is good for one attempt.)
+            f"{update} REMOVE {_LISTED}, has_slot",
             condition="attribute_not_exists(outcome) AND parts.#n.#state = :waiting"
             " AND parts.#n.attempt = :attempt",
             names={"#request": "request"},
@@ -686,6 +719,9 @@ def reply_of(item: Item) -> Reply:
         outcome=item.get("outcome", ""),
         confirmation=item.get("confirmation", False),
         redriven_at=item.get("redriven_at"),
+        not_before=item.get("not_before"),
+        has_slot=item.get("has_slot", False),
+        waited=item.get("waited", 0.0),
         listed="unknown_bucket" in item,
         unknown_since=item.get("unknown_since"),
         parts=None

@@ -1,317 +1,275 @@
-"""Whether a provider is called now: a breaker for each provider account, one for all environments.
+"""When a message of ours may leave: so many segments a second, and so many a day.
 
-    closed      every call passes; five failures in a row, seen by one environment, open it
-    open        no call until a time that the item names; messages are deferred beyond it
-    half-open   that time has come: one message passes, under a lease that one conditional write
-                gives away; its answer closes the breaker, its failure opens it for twice as long
+Carriers count segments, for each sending number or for a campaign with several. For each of these
+the table has one item:
 
-The state is one item of the table, written when it changes and only then, and read at most once a
-second. It keeps a provider from being hammered and our sends from becoming unknown; that nothing is
-sent twice is the ledger's part. So it may be wrong for a second, and where its item cannot be read
-or written the sending goes on. Whoever dies with the lease holds up the others until it ends.
+    next_at     until when every slot is given away, in microseconds, so that sums are exact
+    ahead_at    likewise for answers, which go ahead of what `POST /messages` sends, and push it
+                back: never later than next_at
+    used_{day}  how many segments were given slots on that day (UTC), where there is a cap
+
+A batch takes the slots that it will need for each number with one conditional write, before it
+asks anybody anything, and gives back at its end what it did not use. A reply takes all its segments
+at once. One whose slot is later is deferred until then, its slot stored with its words: nobody
+sleeps. Whoever comes more than a few seconds late to its slot takes another one.
+
+A death, or an answer that is lost, after a slot was taken: the slot stays empty. So the rate is
+never exceeded for it, and nothing is sent twice for it, which is the ledger's part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Literal, ParamSpec, TypeVar
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from math import ceil
+from typing import Any, NamedTuple
 
 from chalicelib.batches import Defer
+from chalicelib.config import Pace
 from chalicelib.ledger import DAY
-from chalicelib.observing import count, log
-from chalicelib.providers.base import OutcomeUnknown, SendError, Throttled, Unavailable
+from chalicelib.messages import MessageId
+from chalicelib.observing import log
 from chalicelib.runtime import Runtime
 from chalicelib.table import Conflict, Item, Key, Table
 
-T = TypeVar("T")
-P = ParamSpec("P")
-
-FAILURES = 5  # in a row, in one environment
-FRESH = 1.0  # seconds for which what was read counts
-# Seconds that it stays open; up to a quarter more by chance, so that two accounts part ways.
-FIRST_COOL_OFF = 15.0
-LONGEST_COOL_OFF = 120.0
-JITTER = 0.25
-# A provider that names a longer time gets one message an hour: a header must not silence an account
-# for half a day.
-LONGEST_RETRY_AFTER = 3600.0
-# Seconds from the lease to the provider's answer at most: the claim, then the call.
-PROBING = 28.0
-# Seconds that the others leave to the probe before they look again. Most providers have answered.
-PATIENCE = 5.0
-# Seconds over which those who were deferred come back.
-SPREAD = 10.0
+# Seconds. A slot this near has come: a deferral is in whole seconds.
+SOON = 1.0
+# A slot is good for this long after it has come: what waits is received again a little later.
+GOOD_FOR = 10.0
+# Conditions that may fail in a row, each time because somebody else moved the item on.
+_TRIES = 6
+_SECOND = 1_000_000  # in microseconds
+# The item of all numbers together, which has a cap and no rate.
+EVERY_NUMBER = "*"
 
 
-Health = Literal["well", "ill", "cannot_tell"]
+class NotYet(Defer):
+    """Its turn comes later. Waiting for it is no age."""
+
+    def __init__(self, reason: str, after: float) -> None:
+        super().__init__(reason, after)
 
 
-def health(error: SendError | None) -> Health:
-    """What the end of a call says of the provider. None: it was taken.
-
-    Ill: no connection, throttling, and whatever leaves the outcome unknown, since each more would
-    be one more unknown send. Well: a refusal, which is an answer, and a mismatch of one idempotency
-    key. Refused credentials say nothing: one environment may have old ones and all others new.
-    """
-    if isinstance(error, OutcomeUnknown):
-        return "well" if error.reason == "idempotency_mismatch" else "ill"
-    if isinstance(error, Unavailable):
-        return "cannot_tell" if error.reason == "credentials" else "ill"
-    return "ill" if isinstance(error, Throttled) else "well"
+class OverCap(Exception):
+    """As much as may be sent today has its slots already."""
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
-    """The item as it was last seen. Times are unix seconds. Closed: `open_until` is 0."""
+class _Line(NamedTuple):
+    """Who waits behind whom: of one pace, answers or not."""
 
-    open_until: float = 0.0
-    cool_off: float = 0.0
-    owner: str = ""
-    lease_until: float = 0.0
+    pace: Pace
+    ahead: bool
 
 
-@dataclass(slots=True)
-class _Account:
-    """What this environment knows of one account. Threads share it and none locks it: a count
-    that two of them wrote at once is late by one, and the item decides all else."""
-
-    provider: str
-    state: _State
-    failures: int = 0
-    # Until when the provider asked to be left alone, in this row of failures.
-    not_before: float = 0.0
-    # Until when one message of this environment may be on its way to the lease.
-    scout_until: float = 0.0
-
-    @property
-    def key(self) -> Key:
-        return f"B#{self.provider}", "BREAKER"
-
-
-class Breaker:
-    """The breakers of some providers, on the table. Raises Defer, and nothing of the table's."""
-
-    def __init__(self, table: Table, runtime: Runtime, providers: Iterable[str]) -> None:
-        self._table = table
-        self._runtime = runtime
-        self._accounts = {name: _Account(name, _State()) for name in providers}
-        self._read_at = float("-inf")
-
-    def read(self) -> None:
-        """Looks how things stand, if the last look is a second old.
-
-        To be called before threads are started, too: while one of them reads, the others go by
-        what was read before.
-        """
-        now = self._runtime.now()
-        if now - self._read_at < FRESH:
-            return
-        self._read_at = now
-        try:
-            found = self._table.get_many([account.key for account in self._accounts.values()])
-        except Exception as error:
-            _unreachable(error)
-            return
-        for account in self._accounts.values():
-            account.state = _state(found.get(account.key))
-
-    def ask(self, provider: str) -> None:
-        """Raises Defer where a message would not be let through: before anything is done for it.
-
-        In a half-open breaker one message of an environment passes, and may reach the lease.
-        """
-        self.read()
-        account = self._accounts[provider]
-        if self._check(account).open_until:
-            now = self._runtime.now()
-            if account.scout_until > now:
-                raise self._later("probing", PATIENCE)
-            account.scout_until = now + PATIENCE
-
-    def permit(self, provider: str, *, until: float) -> Permit:
-        """Leave for one call that has ended by `until` (unix seconds). Raises Defer.
-
-        In a half-open breaker this takes the lease.
-        """
-        self.read()
-        account = self._accounts[provider]
-        lease = self._lease(account, until) if self._check(account).open_until else ""
-        return Permit(self._learn, account, lease)
-
-    def _check(self, account: _Account) -> _State:
-        """Closed, or half-open with the lease to be had. Raises Defer otherwise."""
-        now = self._runtime.now()
-        state = account.state
-        if state.open_until > now:
-            raise self._later("open", state.open_until - now)
-        if state.lease_until > now:
-            raise self._later("probing", min(state.lease_until - now, PATIENCE))
-        return state
-
-    def _later(self, reason: str, seconds: float) -> Defer:
-        return Defer(f"breaker: {reason}", seconds + SPREAD * self._runtime.random())
-
-    def _lease(self, account: _Account, until: float) -> str:
-        """The owner id of the lease, which is now ours; "" where the call needs none."""
-        owner = self._runtime.new_id()
-        now = self._runtime.now()
-        try:
-            self._write(
-                account,
-                "SET #owner = :owner, lease_until = :end",
-                condition="open_until <= :now"
-                " AND (attribute_not_exists(lease_until) OR lease_until <= :now)",
-                values={":owner": owner, ":end": min(until, now + PROBING), ":now": now},
-            )
-        except Conflict as conflict:
-            there = _state(conflict.item)
-            if not there.open_until:
-                return ""
-            # Ours, where the write was repeated because its answer was lost.
-            if there.owner != owner:
-                self._check(account)
-                raise self._later("probing", PATIENCE) from None
-        except Exception as error:
-            # It may have been written; if not, nothing that is done under this id will be.
-            _unreachable(error)
-            return owner
-        count("Breaker", provider=account.provider, reason="probe")
-        log("INFO", "breaker_probe", provider=account.provider)
-        return owner
-
-    def _learn(self, account: _Account, lease: str, error: SendError | None) -> None:
-        """What came of a call that was let through."""
-        found = health(error)
-        if found == "well":
-            account.failures = 0
-            account.not_before = 0.0
-            if lease:
-                self._close(account, lease)
-        if error is None or found != "ill":
-            return
-        account.failures += 1
-        if isinstance(error, Throttled) and error.retry_after is not None:
-            wait = min(error.retry_after, LONGEST_RETRY_AFTER)
-            account.not_before = max(account.not_before, self._runtime.now() + wait)
-        if lease or account.failures >= FAILURES:
-            self._open(account, lease, error.reason)
-
-    def _open(self, account: _Account, lease: str, reason: str) -> None:
-        now = self._runtime.now()
-        before = account.state.cool_off if lease else 0.0
-        cool_off = min(max(2 * before, FIRST_COOL_OFF), LONGEST_COOL_OFF)
-        until = max(now + cool_off * (1 + JITTER * self._runtime.random()), account.not_before)
-        account.failures = 0
-        account.not_before = 0.0
-        try:
-            self._write(
-                account,
-                "SET open_until = :until, cool_off = :cool_off, expires_at = :end"
-                " REMOVE #owner, lease_until",
-                condition="#owner = :owner" if lease else "attribute_not_exists(open_until)",
-                values={
-                    ":until": until,
-                    ":cool_off": cool_off,
-                    ":end": int(until + DAY),
-                    **({":owner": lease} if lease else {}),
-                },
-            )
-        except Conflict:
-            return  # somebody else has said how things stand
-        except Exception as error:
-            _unreachable(error)
-            return
-        count("Breaker", provider=account.provider, reason="opened")
-        log(
-            "WARNING",
-            "breaker_opened",
-            provider=account.provider,
-            reason=reason,
-            seconds=until - now,
-        )
-
-    def _close(self, account: _Account, lease: str) -> None:
-        try:
-            self._write(
-                account,
-                "REMOVE open_until, cool_off, #owner, lease_until",
-                condition="#owner = :owner",
-                values={":owner": lease},
-            )
-        except Conflict:
-            return
-        except Exception as error:
-            _unreachable(error)
-            return
-        count("Breaker", provider=account.provider, reason="closed")
-        log("INFO", "breaker_closed", provider=account.provider)
-
-    def _write(
-        self, account: _Account, update: str, *, condition: str, values: dict[str, Any]
-    ) -> None:
-        """Changes the item, and keeps what is there then. Raises what the table raises."""
-        try:
-            item: Item | None = self._table.update(
-                account.key,
-                update,
-                condition=condition,
-                names={"#owner": "owner"},
-                values=values,
-            )
-        except Conflict as conflict:
-            account.state = _state(conflict.item)
-            raise
-        account.state = _state(item)
-
-
-class Permit:
-    """Leave for one call to a provider. The breaker learns at the end of a `with` what came of it:
-    not before the ledger has it, whose word matters more."""
+class Pacer:
+    """The slots of a stage, on its table. `paces` by our numbers; `cap`: segments a day for all
+    numbers together, 0 for none. Raises what the table raises."""
 
     def __init__(
-        self,
-        learn: Callable[[_Account, str, SendError | None], None],
-        account: _Account,
-        lease: str,
+        self, table: Table, runtime: Runtime, paces: Mapping[str, Pace], cap: int = 0
     ) -> None:
-        self._learn = learn
-        self._account = account
-        self._lease = lease
-        self._called = False
-        self._error: SendError | None = None
+        self._table = table
+        self._runtime = runtime
+        self._paces = paces
+        self._all = Pace(EVERY_NUMBER, per_day=cap) if cap else None
+        # How each item was last seen, which says what to try first.
+        self._seen: dict[str, Item] = {}
+        # Segments of a reply, on average, by pace: what a batch takes before it knows.
+        self._average: dict[str, float] = {}
 
-    def call(self, send: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Calls `send`, and raises what it raises."""
-        try:
-            result = send(*args, **kwargs)
-        except SendError as error:
-            self._called = True
-            self._error = error
-            raise
-        self._called = True
-        return result
+    def of(self, ours: str) -> tuple[Pace, ...]:
+        """What holds for one of our numbers; empty where nothing does."""
+        found = (self._all, self._paces.get(ours))
+        return tuple(pace for pace in found if pace is not None)
 
-    def __enter__(self) -> Permit:
-        return self
+    def turns(self, expected: Iterable[tuple[str, bool]]) -> Turns:
+        """The slots of one batch. `expected`: for each message that has none yet our number, and
+        whether it goes ahead."""
+        turns = Turns(self)
+        messages = Counter(_Line(pace, ahead) for ours, ahead in expected for pace in self.of(ours))
+        for line, number in messages.items():
+            try:
+                turns.add(line, ceil(number * self._average.get(line.pace.name, 1.0)))
+            except OverCap:
+                pass  # it may do for some of them
+            except Exception as error:
+                # Each message tries for itself, and waits where it fails, too.
+                log("WARNING", "no_slots_taken", error=error)
+        return turns
 
-    def __exit__(self, *_: object) -> None:
-        # A bug of ours around the call says nothing of the provider.
-        if self._called:
-            self._learn(self._account, self._lease, self._error)
+    def learn(self, pace: Pace, segments: int) -> None:
+        """What a reply took, so that the next batch takes as much as it will need."""
+        average = self._average.get(pace.name, float(segments))
+        self._average[pace.name] = average + 0.1 * (segments - average)
+
+    def reserve(self, line: _Line, segments: int) -> list[int]:
+        """Slots (microseconds) for so many segments, in order. Raises OverCap; Defer, where others
+        keep coming between."""
+        pace = line.pace
+        for _ in range(_TRIES):
+            now = int(self._runtime.now() * _SECOND)
+            write = _reservation(line, segments, now, self._seen.get(pace.name, {}))
+            try:
+                item = self._update(pace, write, now)
+            except Conflict as conflict:
+                self._seen[pace.name] = there = conflict.item or {}
+                if pace.per_day and there.get(_day(now), 0) + segments > pace.per_day:
+                    raise OverCap from None
+                continue
+            self._seen[pace.name] = item
+            if not pace.per_second:
+                return [now] * segments
+            end = item["ahead_at" if line.ahead else "next_at"]
+            return [end - (segments - one) * pace.interval for one in range(segments)]
+        raise NotYet("pacing: contended", after=1 + self._runtime.random())
+
+    def give_back(self, line: _Line, slots: list[int]) -> None:
+        """Slots that nobody used, in order: those of a rate only if nobody took others since."""
+        pace, now = line.pace, int(self._runtime.now() * _SECOND)
+        unused = {":unused": -len(slots)}
+        there = self._seen.get(pace.name, {})
+        if pace.per_second and there.get("next_at") == slots[-1] + pace.interval:
+            moved = ["next_at = next_at - :back"]
+            values = {":back": _tail(slots, pace), ":end": there["next_at"]}
+            condition = "next_at = :end AND ahead_at = :ahead"
+            values[":ahead"] = there["ahead_at"]
+            if there["ahead_at"] > there["next_at"] - values[":back"]:
+                moved.append("ahead_at = ahead_at - :back")
+            with suppress(Conflict):
+                self._update(pace, _Write(moved, condition, values, unused), now)
+                return
+        if pace.per_day:
+            self._update(pace, _Write([], "", {}, unused), now)
+
+    def _update(self, pace: Pace, write: _Write, now: int) -> Item:
+        moved, free, values, used = write
+        conditions = [free] if free else []
+        sets = [*moved, "expires_at = :expires"]
+        values = {**values, ":expires": now // _SECOND + int(2 * DAY)}
+        update = f"SET {', '.join(sets)}"
+        names = None
+        if pace.per_day:
+            names = {"#today": _day(now), "#before": _day(now, before=2)}
+            update += f" REMOVE #before ADD #today {next(iter(used))}"
+            values |= used
+            (number,) = used.values()
+            if number > 0:
+                conditions.append("(attribute_not_exists(#today) OR #today <= :most)")
+                values[":most"] = pace.per_day - number
+        return self._table.update(
+            _key(pace), update, condition=" AND ".join(conditions), names=names, values=values
+        )
 
 
-def _state(item: Item | None) -> _State:
-    item = item or {}
-    return _State(
-        **{
-            name: item[name]
-            for name in ("open_until", "cool_off", "owner", "lease_until")
-            if name in item
-        }
-    )
+class Turns:
+    """What one batch has of slots. Threads take from it, and none locks it: taking one from a
+    deque is one step."""
+
+    def __init__(self, pacer: Pacer) -> None:
+        self._pacer = pacer
+        self._free: dict[_Line, deque[int]] = {}
+        self._taken: dict[MessageId, list[tuple[_Line, list[int]]]] = {}
+        # The replies that may leave, or have left: their other parts go with the first.
+        self.passed: set[MessageId] = set()
+
+    def add(self, line: _Line, segments: int) -> None:
+        """Takes this many slots for whoever comes."""
+        self._free[line] = deque(self._pacer.reserve(line, segments))
+
+    def take(self, id_: MessageId, ours: str, segments: int, *, ahead: bool) -> float:
+        """When this reply of so many segments may be sent, in unix seconds. Raises OverCap.
+
+        What was taken is given back at the end, unless the reply has `passed` or is to `keep` it.
+        """
+        first = 0.0
+        taken = self._taken[id_] = []
+        for pace in self._pacer.of(ours):
+            line = _Line(pace, ahead)
+            self._pacer.learn(pace, segments)
+            slots = self._some(line, segments)
+            taken.append((line, slots))
+            if len(slots) < segments:
+                slots += self._pacer.reserve(line, segments - len(slots))
+            first = max(first, slots[0] / _SECOND)
+        return first
+
+    def keep(self, id_: MessageId) -> None:
+        """The slots that the reply took are written down, for later."""
+        del self._taken[id_]
+
+    def finish(self) -> None:
+        """Gives back what nobody used."""
+        for id_, taken in self._taken.items():
+            for line, unused in taken if id_ not in self.passed else ():
+                self._put_back(line, unused)
+        for line, slots in self._free.items():
+            if not slots:
+                continue
+            try:
+                self._pacer.give_back(line, sorted(slots))
+            except Exception as error:
+                # They stay empty.
+                log("WARNING", "slots_not_given_back", count=len(slots), error=error)
+
+    def _some(self, line: _Line, segments: int) -> list[int]:
+        """So many of the slots that were taken for whoever comes, or as many as are left."""
+        free = self._free.get(line, deque())
+        slots: list[int] = []
+        with suppress(IndexError):
+            while len(slots) < segments:
+                slots.append(free.popleft())
+        return slots
+
+    def _put_back(self, line: _Line, slots: Iterable[int]) -> None:
+        self._free.setdefault(line, deque()).extend(slots)
 
 
-def _unreachable(error: Exception) -> None:
-    count("Breaker", reason="unreachable")
-    log("WARNING", "breaker_unreachable", error=error)
+class _Write(NamedTuple):
+    """A write to the item: what moves, if what holds, and what it adds to the day's use."""
+
+    moved: list[str]
+    condition: str
+    values: dict[str, Any]
+    used: dict[str, int]
+
+
+def _reservation(line: _Line, segments: int, now: int, there: Item) -> _Write:
+    """What takes slots, if the item still is as it was last seen, or as good as that."""
+    used = {":segments": segments}
+    if not line.pace.per_second:
+        return _Write([], "", {}, used)
+    values = {":now": now, ":cost": segments * line.pace.interval}
+    if there.get("next_at", 0) <= now:
+        # Nobody waits: from now on.
+        values[":end"] = now + values.pop(":cost")
+        free = "(attribute_not_exists(next_at) OR next_at <= :now)"
+        return _Write(["next_at = :end", "ahead_at = :end"], free, values, used)
+    if not line.ahead:
+        return _Write(["next_at = next_at + :cost"], "next_at > :now", values, used)
+    if there["ahead_at"] <= now:
+        values[":end"] = now + values[":cost"]
+        moved = ["next_at = next_at + :cost", "ahead_at = :end"]
+        return _Write(moved, "next_at > :now AND ahead_at <= :now", values, used)
+    moved = ["next_at = next_at + :cost", "ahead_at = ahead_at + :cost"]
+    return _Write(moved, "ahead_at > :now", values, used)
+
+
+def _tail(slots: list[int], pace: Pace) -> int:
+    """How long the last of these slots are that follow each other, in microseconds."""
+    start = slots[-1]
+    for slot in reversed(slots[:-1]):
+        if slot != start - pace.interval:
+            break
+        start = slot
+    return slots[-1] + pace.interval - start
+
+
+def _key(pace: Pace) -> Key:
+    return f"R#{pace.name}", "PACE"
+
+
+def _day(now: int, before: int = 0) -> str:
+    day = datetime.fromtimestamp(now // _SECOND, UTC) - timedelta(days=before)
+    return f"used_{day:%Y%m%d}"

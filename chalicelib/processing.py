@@ -65,6 +65,7 @@ class Processing:
             runtime,
             settings,
             queues=self._queues,
+            table=self._table,
             ledger=self._ledger,
             consent=self._consent,
             vault=vault,

@@ -5,6 +5,7 @@ For one message, and what a death after each step leaves behind:
     open the ledger     nothing was decided; the next try goes on from here
     apply consent       written by its own time; writing it again changes nothing
     ask for the words   nothing was promised; asking again is harmless (idempotency key)
+    take a slot         it stays empty; the next try takes another
     read consent
     claim the part      `sending` until the lease ends, then `unknown`: never sent again blindly;
                         the first claim stores the words, and the next try asks nobody
@@ -19,21 +20,24 @@ again.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from chalicelib import text
-from chalicelib.batches import Batch, Defer, GiveUp, LambdaContext
+from chalicelib.batches import Batch, Defer, GiveUp, LambdaContext, Record
+from chalicelib.brakes import Brakes
+from chalicelib.breaker import Breaker, Permit
 from chalicelib.config import Settings, load
 from chalicelib.consent import ConsentList, event_in
 from chalicelib.ledger import Busy, Ledger, PartEntry, Reply, draft
 from chalicelib.loops import LoopGuard
 from chalicelib.messages import ConsentEvent, InboundMessage, MessageId, OutgoingMessage
 from chalicelib.observing import count, log
-from chalicelib.pacing import Breaker, Permit
+from chalicelib.pacing import GOOD_FOR, SOON, NotYet, OverCap, Pacer, Turns
 from chalicelib.providers import provider_named
 from chalicelib.providers.base import (
     OutcomeUnknown,
@@ -48,6 +52,7 @@ from chalicelib.runtime import NotReady, Runtime, at_most, is_transient
 from chalicelib.settling import CONFIRMATION_MAX_AGE, part_of, seconds_left, settle_later
 from chalicelib.table import Table
 from chalicelib.vault import Vault
+from chalicelib.yours.quiet_hours import quiet_until
 from chalicelib.yours.replies import reply as own_reply
 
 T = TypeVar("T")
@@ -75,6 +80,9 @@ class Sender:
         self._ledger = Ledger(self._table, runtime, keep_days=settings.message_days)
         self._consent = ConsentList(self._table, self._vault.keys(), settings.brand)
         self._breaker = Breaker(self._table, runtime, settings.providers)
+        self._brakes = Brakes(settings)
+        self._quiet_until = quiet_until
+        self._pacer = Pacer(self._table, runtime, settings.pacing, settings.daily_send_cap)
         self._loops = LoopGuard(self._table, runtime, settings.loop_limit)
         self._providers = {
             name: provider_named(name, settings.api_url(name)) for name in settings.providers
@@ -99,22 +107,26 @@ class Sender:
         )
         lease_until = batch.deadline + LEASE_MARGIN
         self._breaker.read()
+        turns = self._pacer.turns(_expected(batch.records))
         batch.each(
-            lambda envelope, _: self._answer(envelope, lease_until),
+            lambda envelope, _: self._answer(envelope, lease_until, turns),
             # (The rest is asked for again before each claim, when it is known how slow it was.)
             needs=self._settings.reply_timeout + CALLING + WRITING,
             ordered=True,
         )
+        turns.finish()
         return batch.finish()
 
-    def _answer(self, envelope: Envelope, lease_until: float) -> None:
+    def _answer(self, envelope: Envelope, lease_until: float, turns: Turns) -> None:
         reply = self._reply_of(envelope)
         if reply is None:
             return
         try:
-            self._answer_once(envelope, reply, lease_until)
+            self._answer_once(envelope, reply, lease_until, turns)
         except Busy:
             raise Defer("held_by_another") from None
+        except NotYet:
+            raise
         except Defer as defer:
             left = seconds_left(reply, self._settings, self._runtime.now())
             if defer.after is None or left <= 0:
@@ -152,13 +164,15 @@ class Sender:
             return reply
         return replace(reply, redriven_at=max(envelope.redriven_at, reply.redriven_at or 0.0))
 
-    def _answer_once(self, envelope: Envelope, reply: Reply, lease_until: float) -> None:
+    def _answer_once(
+        self, envelope: Envelope, reply: Reply, lease_until: float, turns: Turns
+    ) -> None:
         if reply.parts is None:
             if envelope.kind == "resume":
                 return
             reply = self._decide(_readable(envelope), reply)
         for part in reply.parts or ():
-            if reply.outcome or not self._send(reply, part, lease_until):
+            if reply.outcome or not self._send(reply, part, lease_until, turns):
                 return
             reply = reply.with_sent(part)
 
@@ -188,6 +202,9 @@ class Sender:
             return self._draft(reply, answer, provider)
         if event is not None and provider.answers_stop:
             return self._close(reply, f"no_reply: {event}")
+        refusal = self._brakes.refusal(reply.theirs)
+        if refusal:
+            return self._close(reply, refusal)
         if event == "stop":
             return self._confirm(reply, provider)
         if event == "help" and self._settings.help_text:
@@ -252,7 +269,7 @@ class Sender:
 
     # -- saying it ----------------------------------------------------------------------------
 
-    def _send(self, reply: Reply, part: PartEntry, lease_until: float) -> bool:
+    def _send(self, reply: Reply, part: PartEntry, lease_until: float, turns: Turns) -> bool:
         """Sends one part if it is to be sent; whether the next one may follow."""
         if part.state == "sent":
             return True
@@ -269,6 +286,13 @@ class Sender:
         provider = self._provider(reply.provider)
         secrets = self._vault.secrets(provider.name)
         end = lease_until - LEASE_MARGIN
+        self._breaker.check(provider.name)
+        try:
+            self._await_turn(reply, turns)
+        except OverCap:
+            count("OverCap", provider=reply.provider, id=str(reply.id))
+            self._close(reply, "refused: daily_cap")
+            return False
         permit = self._breaker.permit(provider.name, until=end)
         refusal = self._refusal(reply)
         if refusal:
@@ -292,10 +316,40 @@ class Sender:
             self._put_back(reply, claimed)
             raise Defer("no_time_left", after=0)
         with permit:
-            return self._hand_over(reply, claimed, provider, secrets, permit)
+            return self._hand_over(reply, claimed, provider, secrets, permit, turns)
+
+    def _await_turn(self, reply: Reply, turns: Turns) -> None:
+        """Returns where what is left of the reply may leave now. Raises NotYet and OverCap."""
+        now = self._runtime.now()
+        if reply.id in turns.passed:
+            return
+        until = reply.not_before or 0.0
+        if until - now >= SOON:
+            raise NotYet("pacing" if reply.has_slot else "quiet_hours", until - now)
+        if reply.kind == "outgoing":
+            quiet = self._quiet_until(reply.ours, reply.theirs, datetime.fromtimestamp(now, UTC))
+            if quiet is not None and quiet.timestamp() > now:
+                self._ledger.wait(reply, quiet.timestamp(), slot=False)
+                raise NotYet("quiet_hours", quiet.timestamp() - now)
+        if not (reply.has_slot and now - until <= GOOD_FOR):
+            left = [part.text for part in reply.parts or () if part.state != "sent"]
+            slot = turns.take(
+                reply.id,
+                reply.ours,
+                sum(max(1, text.segments(words)) for words in left),
+                ahead=reply.kind != "outgoing",
+            )
+            # (What confirms an opt-out is due at once.)
+            if slot - now >= SOON and not reply.confirmation:
+                self._ledger.wait(reply, slot, slot=True)
+                turns.keep(reply.id)
+                raise NotYet("pacing", slot - now)
+        turns.passed.add(reply.id)
 
     def _refusal(self, reply: Reply) -> str:
         """Why the person must not get this reply now; "" if they may. Read before each claim."""
+        if refusal := self._brakes.refusal(reply.theirs):
+            return refusal
         if reply.confirmation:
             # To whom it is said already, or who has said START since, it is not said again.
             wanted = self._consent.opted_out_by(reply.theirs, str(reply.id))
@@ -309,6 +363,7 @@ class Sender:
         provider: Provider,
         secrets: Mapping[str, Any],
         permit: Permit,
+        turns: Turns,
     ) -> bool:
         """Calls the provider, once, and writes down what came of it."""
         reference = reply.id.part(part.number)
@@ -326,6 +381,7 @@ class Sender:
                 self._vault.refreshed(provider.name)
             count("SendsDeferred", provider=provider.name, reason=error.reason, id=reference)
             after = error.retry_after if isinstance(error, Throttled) else None
+            turns.passed.discard(reply.id)
             raise Defer(f"provider: {error.reason}", after) from error
         except Rejected as error:
             reason, code = error.reason, error.code
@@ -406,6 +462,17 @@ class Sender:
 
     def _too_old(self, reply: Reply) -> bool:
         return seconds_left(reply, self._settings, self._runtime.now()) < 0
+
+
+def _expected(records: Iterable[Record]) -> Iterator[tuple[str, bool]]:
+    """Of each message that comes for the first time, our number, and whether it goes ahead: the
+    others may have their slots already."""
+    for record in records:
+        envelope = record.envelope
+        if record.receives == 1 and envelope is not None and envelope.kind != "resume":
+            ours = envelope.payload.get("recipient", envelope.payload.get("ours"))
+            if isinstance(ours, str):
+                yield ours, envelope.kind != "outgoing"
 
 
 def _readable(envelope: Envelope) -> InboundMessage | OutgoingMessage:

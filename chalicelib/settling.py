@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from chalicelib.batches import Defer, GiveUp
+from chalicelib.breaker import paused
 from chalicelib.config import Settings
 from chalicelib.consent import ConsentList
 from chalicelib.ledger import Busy, Ledger, PartEntry, Reply
@@ -38,6 +39,7 @@ from chalicelib.providers.base import (
 )
 from chalicelib.queues import OUTBOUND, PROCESSING, Envelope, Queues
 from chalicelib.runtime import Runtime, is_transient
+from chalicelib.table import Table
 from chalicelib.vault import Vault
 
 # When we look, in seconds since the part became unknown: after 1, 2, 5, 15, 15 and 15 minutes more.
@@ -66,7 +68,10 @@ def seconds_left(reply: Reply, settings: Settings, now: float) -> float:
     if reply.confirmation:
         return reply.received_at + CONFIRMATION_MAX_AGE - now
     longest = settings.message_max_age if reply.kind == "outgoing" else settings.reply_max_age
-    return max(reply.received_at, reply.redriven_at or 0.0) + longest - now
+    since = max(reply.received_at, reply.redriven_at or 0.0)
+    # What it was told to wait is no age.
+    waited = reply.waited if (reply.not_before or 0.0) > since else 0.0
+    return since + longest + waited - now
 
 
 def settle_later(queues: Queues, reply: Reply, part: PartEntry) -> None:
@@ -121,6 +126,7 @@ class Settling:
         settings: Settings,
         *,
         queues: Queues,
+        table: Table,
         ledger: Ledger,
         consent: ConsentList,
         vault: Vault,
@@ -128,6 +134,7 @@ class Settling:
         self._runtime = runtime
         self._settings = settings
         self._queues = queues
+        self._table = table
         self._ledger = ledger
         self._consent = consent
         self._vault = vault
@@ -273,8 +280,10 @@ class Settling:
 
     def _is_wanted(self, reply: Reply) -> bool:
         """Whether the reply may be sent at all; to be asked immediately before."""
-        return seconds_left(reply, self._settings, self._runtime.now()) > 0 and (
-            reply.confirmation or not self._consent.opted_out(reply.theirs)
+        return (
+            seconds_left(reply, self._settings, self._runtime.now()) > 0
+            and (reply.confirmation or not self._consent.opted_out(reply.theirs))
+            and not paused(self._table)
         )
 
     def _wait(self, reply: Reply, part: PartEntry) -> None:

@@ -136,6 +136,10 @@ class Table:
         # (None where something was to be taken from an item that is not there.)
         return read_item(answer.get("Attributes", {}))
 
+    def delete(self, key: Key) -> None:
+        """Takes an item away, if there is one."""
+        self._runtime.dynamodb.delete_item(TableName=self._name, Key=_key(key))
+
     def _conflict(self, error: Any) -> Conflict:
         found = error.response.get("Item")
         return Conflict(read_item(found) if found else None)

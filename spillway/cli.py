@@ -13,6 +13,7 @@ from spillway.deploy.command import deploy, destroy
 from spillway.local.command import run
 from spillway.operate.doctor import doctor
 from spillway.operate.erase import erase
+from spillway.operate.pause import pause, resume
 from spillway.operate.status import status
 from spillway.operate.trace import trace
 from spillway.problem import Problem
@@ -44,6 +45,8 @@ app.command()(status)
 app.command()(trace)
 app.command()(doctor)
 app.command()(erase)
+app.command()(pause)
+app.command()(resume)
 app.command()(deploy)
 app.add_typer(secrets.app, name="secret")
 app.add_typer(credentials.app, name="credential")

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
+from chalicelib.breaker import PAUSE
 from chalicelib.ledger import UNKNOWN_BUCKETS
 from chalicelib.messages import Keys, MessageId
 from chalicelib.queues import DEAD_LETTERS, OUTBOUND, PROCESSING
@@ -98,6 +99,10 @@ class Stores:
     def breaker(self, provider: str) -> Item:
         """How a provider's breaker stands; empty where it is closed."""
         return self._item(f"B#{provider}", "BREAKER") or {}
+
+    def pause(self) -> Item | None:
+        """Since when sending is paused, and why; None where it is not."""
+        return self._item(*PAUSE)
 
     def items(self) -> Iterator[Item]:
         """Every item of the table."""

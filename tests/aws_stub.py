@@ -55,6 +55,8 @@ def function_environment(function: str, endpoint: str) -> dict[str, str]:
         "SPILLWAY_FUNCTION": function,
         "SPILLWAY_STAGE": "test",
         "PROVIDERS": "twilio,telnyx",
+        "SEND_ONLY_TO": "*",
+        "SEND_TO_COUNTRIES": "US",
         "CREDENTIAL_HASHES": json.dumps({"api": ["0" * 64]}),
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "test",

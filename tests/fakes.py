@@ -230,6 +230,7 @@ def settings(function: str, **variables: str) -> Settings:
             "PROVIDERS": "twilio,telnyx",
             "NUMBERS": f"{OURS}=twilio,+14155550199=telnyx",
             "REPORT_BATCH_ITEM_FAILURES": "true",
+            "SEND_ONLY_TO": "*",
             **variables,
         }
     )

@@ -29,7 +29,7 @@ MODULES = {
     "authorizer": {"chalice"},
     "receiver": {"chalice"} | BOTO3 | CRYPTOGRAPHY,
     "processing": {"chalice", "phonenumbers"} | BOTO3 | HTTPX | PYDANTIC,
-    "sender": {"chalice"} | BOTO3 | HTTPX | PYDANTIC | CRYPTOGRAPHY,
+    "sender": {"chalice", "phonenumbers"} | BOTO3 | HTTPX | PYDANTIC | CRYPTOGRAPHY,
 }
 
 # A developer's machine has more than Lambda, and some libraries use what they find (httpx its

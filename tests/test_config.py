@@ -8,14 +8,14 @@ from typing import Any, get_args
 
 import pytest
 
-from chalicelib.config import _TABLE, Function, SettingError, load
+from chalicelib.config import _TABLE, Function, Pace, SettingError, load
 
 HASH = "9f" * 32
 REQUIRED = {
     "authorizer": {"CREDENTIAL_HASHES": "{}"},
     "receiver": {"SPILLWAY_STAGE": "dev", "PROVIDERS": "twilio"},
     "processing": {"SPILLWAY_STAGE": "dev", "PROVIDERS": "twilio"},
-    "sender": {"SPILLWAY_STAGE": "dev", "PROVIDERS": "twilio"},
+    "sender": {"SPILLWAY_STAGE": "dev", "PROVIDERS": "twilio", "SEND_ONLY_TO": "*"},
 }
 FIELDS = {variable: field for field, (variable, *_) in _TABLE.items()}
 
@@ -48,6 +48,22 @@ GOOD: list[tuple[str, str, Any]] = [
     ("LOOP_LIMIT", "100", 100),
     ("MAX_PARTS", "1", 1),
     ("MAX_PARTS", "9", 9),
+    ("PACING", "{}", {}),
+    ("PACING", '{"+14155550199": {}}', {"+14155550199": Pace("+14155550199", 1.0)}),
+    ("PACING", '{"+18885550199": {}}', {"+18885550199": Pace("+18885550199", 3.0)}),
+    ("PACING", '{"72345": {}}', {"72345": Pace("72345", 100.0)}),
+    (
+        "PACING",
+        '{"heron": {"numbers": ["+14155550123", "72345"], "per_second": 0.5, "per_day": 9}}',
+        {"+14155550123": Pace("heron", 0.5, 9), "72345": Pace("heron", 0.5, 9)},
+    ),
+    ("DAILY_SEND_CAP", "0", 0),
+    ("DAILY_SEND_CAP", "5000", 5000),
+    ("SEND_ONLY_TO", "*", ("*",)),
+    ("SEND_ONLY_TO", " +14155550100, +1415555*,72345,", ("+14155550100", "+1415555*", "72345")),
+    ("SEND_TO_COUNTRIES", "", ()),
+    ("SEND_TO_COUNTRIES", "US, CA", ("US", "CA")),
+    ("SEND_TO_COUNTRIES", "*", ("*",)),
     ("LOOKUP_URLS", "{}", {}),
     (
         "LOOKUP_URLS",
@@ -111,6 +127,27 @@ BAD: list[tuple[str, str, str]] = [
     ("NUMBERS", "Heron=twilio", "=twilio"),
     ("NUMBERS", "+14155550123:twilio", "=twilio"),
     ("NUMBERS", "FILL IN: our numbers and who carries each", "=twilio"),
+    ("PACING", "heron", "per_second"),
+    ("PACING", '{"heron": {}}', "neither a number nor a campaign"),
+    ("PACING", '{"heron": 1}', "per_second"),
+    ("PACING", '{"heron": {"numbers": []}}', "neither a number nor a campaign"),
+    ("PACING", '{"heron": {"numbers": "+14155550123"}}', "neither a number nor a campaign"),
+    ("PACING", '{"heron": {"numbers": [1]}}', "neither a number nor a campaign"),
+    ("PACING", '{"+14155550123": {"per_minute": 60}}', "per_second"),
+    ("PACING", '{"+14155550123": {"per_second": 0}}', "not above 0"),
+    ("PACING", '{"+14155550123": {"per_second": true}}', "not above 0"),
+    ("PACING", '{"+14155550123": {"per_second": NaN}}', "not above 0"),
+    ("PACING", '{"+14155550123": {"per_second": "9"}}', "not above 0"),
+    ("PACING", '{"+14155550123": {"per_day": 1.5}}', "no whole number"),
+    ("PACING", '{"+14155550123": {"per_day": -1}}', "no whole number"),
+    ("PACING", '{"+14155550123": {}, "heron": {"numbers": ["+14155550123"]}}', "twice"),
+    ("DAILY_SEND_CAP", "-1", "0 for no cap"),
+    ("DAILY_SEND_CAP", "heron", "0 for no cap"),
+    ("SEND_ONLY_TO", "heron", "e.g. +12025550147"),
+    ("SEND_ONLY_TO", "+1*5", "asterisk"),
+    ("SEND_ONLY_TO", "FILL IN: heron", "asterisk"),
+    ("SEND_TO_COUNTRIES", "usa", "two-letter"),
+    ("SEND_TO_COUNTRIES", "us", "two-letter"),
     ("REPLY_API_URL", "replies.heron.example/v1", "http or https"),
     ("REPLY_API_URL", "https://", "http or https"),
     ("REPLY_API_URL", "https://heron/a\x7fb", "http or https"),

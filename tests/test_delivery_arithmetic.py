@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from cfnlint.decode import decode
 
-from chalicelib import batches, loops, pacing, processing, receiving, sending, settling
+from chalicelib import batches, breaker, loops, processing, receiving, sending, settling
 from chalicelib.batches import Batch
 from chalicelib.config import Settings
 from chalicelib.ledger import DAY
@@ -36,8 +36,8 @@ SQS_LONGEST = 12 * HOUR
 SQS_LOOKS_AT = 120_000  # messages of a FIFO queue
 SQS_COUNTS_WITHIN = 60  # seconds
 LONGEST_TIME_OUT = 30.0  # of the reply API and of a look-up, as their settings allow
-OPEN = pacing.LONGEST_COOL_OFF * (1 + pacing.JITTER / 2)  # the longest, on average
-COMING_BACK = pacing.SPREAD + 1  # a deferral is in whole seconds
+OPEN = breaker.LONGEST_COOL_OFF * (1 + breaker.JITTER / 2)  # the longest, on average
+COMING_BACK = breaker.SPREAD + 1  # a deferral is in whole seconds
 
 DEFAULTS: Settings = settings("sender")
 RETENTION = {
@@ -77,11 +77,11 @@ def lasts(receives: int) -> float:
 
 def probes(within: float) -> list[int]:
     """When the breaker can be probed, in seconds since it opened first, at the earliest."""
-    at = cool_off = pacing.FIRST_COOL_OFF
+    at = cool_off = breaker.FIRST_COOL_OFF
     times = []
     while at < within:
         times.append(int(at))
-        cool_off = min(2 * cool_off, pacing.LONGEST_COOL_OFF)
+        cool_off = min(2 * cool_off, breaker.LONGEST_COOL_OFF)
         at += cool_off
     return times
 
@@ -124,25 +124,25 @@ FIGURES = {
         f"{receiving.MOST_WAITING:,}"
     ),
     "Time after which a client that was refused for it comes again": f"{receiving.COME_AGAIN} s",
-    "Failures in a row after which an environment opens the breaker": f"{pacing.FAILURES}",
-    "Time that a breaker stays open": f"{pacing.FIRST_COOL_OFF:.0f} to"
-    f" {whole(pacing.FIRST_COOL_OFF * (1 + pacing.JITTER))} s, doubling to"
-    f" {pacing.LONGEST_COOL_OFF:.0f} to"
-    f" {whole(pacing.LONGEST_COOL_OFF * (1 + pacing.JITTER))} s",
+    "Failures in a row after which an environment opens the breaker": f"{breaker.FAILURES}",
+    "Time that a breaker stays open": f"{breaker.FIRST_COOL_OFF:.0f} to"
+    f" {whole(breaker.FIRST_COOL_OFF * (1 + breaker.JITTER))} s, doubling to"
+    f" {breaker.LONGEST_COOL_OFF:.0f} to"
+    f" {whole(breaker.LONGEST_COOL_OFF * (1 + breaker.JITTER))} s",
     "Calls that a provider sees in the first four minutes of an outage": (
-        f"{pacing.FAILURES} by each environment, and {len(FIRST)} probes"
+        f"{breaker.FAILURES} by each environment, and {len(FIRST)} probes"
     ),
     "Calls that a provider sees in a minute from then on": (
-        f"1 at most, {60 / pacing.LONGEST_COOL_OFF:.1f} on average"
+        f"1 at most, {60 / breaker.LONGEST_COOL_OFF:.1f} on average"
     ),
     "Time after an outage until it is noticed": (
-        f"{whole(pacing.LONGEST_COOL_OFF * (1 + pacing.JITTER) + COMING_BACK)} s at most,"
+        f"{whole(breaker.LONGEST_COOL_OFF * (1 + breaker.JITTER) + COMING_BACK)} s at most,"
         f" {OPEN / 2 / 60:.0f} min on average"
     ),
     "Time from then until the others are back": (
-        f"{whole(pacing.PATIENCE + COMING_BACK)} s at most"
+        f"{whole(breaker.PATIENCE + COMING_BACK)} s at most"
     ),
-    "Time that a prober which died holds up the others": f"{pacing.PROBING:.0f} s at most",
+    "Time that a prober which died holds up the others": f"{breaker.PROBING:.0f} s at most",
     "Time that the sender keeps for a message": (
         f"{DEFAULTS.reply_timeout + SENDER_NEEDS:.0f} s of {TIME_OUT} s"
     ),
@@ -190,14 +190,14 @@ REASONS = {
         f"the {receiving.DEPTH_KEPT:.0f} s for which",
         f"at {receiving.MOST_WAITING / receiving.COME_AGAIN:.0f} texts a second",
     ],
-    "Time that a breaker stays open": [f"up to {pacing.LONGEST_RETRY_AFTER / HOUR:.0f} h"],
+    "Time that a breaker stays open": [f"up to {breaker.LONGEST_RETRY_AFTER / HOUR:.0f} h"],
     "Calls that a provider sees in the first four minutes of an outage": [
         f"{', '.join(map(str, FIRST[:-1]))} and {FIRST[-1]} s"
     ],
     "Time after an outage until it is noticed": [f"the {COMING_BACK:.0f} s over"],
     "Time from then until the others are back": [
-        f"over {pacing.SPREAD:.0f} s",
-        f"wait {pacing.PATIENCE:.0f} s more",
+        f"over {breaker.SPREAD:.0f} s",
+        f"wait {breaker.PATIENCE:.0f} s more",
     ],
     "Time that the sender keeps for a message": [
         f"({LONGEST_TIME_OUT + SENDER_NEEDS:.0f} s with the longest, {LONGEST_TIME_OUT:.0f})",
@@ -264,7 +264,7 @@ LAST_AGE = max(processing.GIVE_UP_AFTER, DEFAULTS.message_max_age, DEFAULTS.repl
         pytest.param(PROCESSING_NEEDS + 3, TIME_OUT, id="the longest look-up and the time-out"),
         pytest.param(2 * processing.WRITING, processing.STORING, id="archive and table"),
         pytest.param(
-            sending.WRITING + sending.CALLING, pacing.PROBING, id="claim and call, and the lease"
+            sending.WRITING + sending.CALLING, breaker.PROBING, id="claim and call, and the lease"
         ),
         pytest.param(
             settling.LISTED_AFTER,
@@ -283,7 +283,7 @@ LAST_AGE = max(processing.GIVE_UP_AFTER, DEFAULTS.message_max_age, DEFAULTS.repl
             id="what a receiver saw, and who returns",
         ),
         pytest.param(
-            pacing.LONGEST_COOL_OFF * (1 + pacing.JITTER),
+            breaker.LONGEST_COOL_OFF * (1 + breaker.JITTER),
             DEFAULTS.reply_max_age / 4,
             id="an open breaker and the age of replies",
         ),

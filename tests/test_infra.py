@@ -119,6 +119,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "PUBLIC_URL": "https://sms.example.com",
         "PROVIDERS": "twilio,telnyx",
         "NUMBERS": "+14155550123=twilio",
+        "SEND_ONLY_TO": "*",
         "CREDENTIAL_HASHES": json.dumps({"api": ["0" * 64]}),
     }
     with emulated.ministack(tmp_path_factory.mktemp("emulator"), variables) as url:

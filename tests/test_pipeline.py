@@ -390,10 +390,12 @@ ABOUT_NO_MESSAGE = {
         *("visibility_not_set", "visibility_refused"),
     },
     # a provider's account
-    "pacing.py": {
+    "breaker.py": {
         "Breaker",
         *("breaker_probe", "breaker_opened", "breaker_closed", "breaker_unreachable"),
     },
+    # one call for a whole batch
+    "pacing.py": {"no_slots_taken", "slots_not_given_back"},
     # signed, and cannot be read
     "processing.py": {"quarantined", "Quarantined", "started"},
     # refused before it is read; a provider's secret; how much stands on a queue

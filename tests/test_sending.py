@@ -6,16 +6,17 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import chain, repeat
 from typing import Any
 
 import httpx
 import pytest
 
+from chalicelib.breaker import FAILURES, pause, resume_sending
 from chalicelib.consent import ConsentList
 from chalicelib.ledger import DAY, Ledger, PartEntry, Reply
 from chalicelib.messages import ConsentEvent, DeliveryReceipt, Keys, Media, MessageId, Part
-from chalicelib.pacing import FAILURES
 from chalicelib.providers.base import (
     CannotTell,
     Http,
@@ -1893,3 +1894,252 @@ def test_an_erasure_while_it_is_answered(build: Build, when: str) -> None:
     world.assert_settled(text)
     assert world.reply(text).state == "erased"
     assert len(world.said) == (when == "calling")
+
+
+# --- held back ---------------------------------------------------------------------------------
+
+SLOWLY = '{"+14155550123": {"per_second": 0.01}}'  # one in a hundred seconds
+
+
+def others(world: World, count: int = 1, *, received_at: float = NOW) -> None:
+    """So many people write to the same number first, each once."""
+    names = [f"{received_at}-{number}" for number in range(count)]
+    texts = [inbound(id_=name, theirs=f"+1415555011{name[-1]}") for name in names]
+    world.receive(*(replace(text, received_at=received_at) for text in texts))
+    world.carrier.parts.clear()
+
+
+def test_a_reply_waits_for_its_slot_with_its_words(build: Build) -> None:
+    # GIVEN a number whose slot is taken
+    world, text = build(answer=["One.", "Two."], PACING=SLOWLY), inbound()
+    others(world)
+    # WHEN somebody writes to it, THEN the words are stored, and wait
+    assert world.receive(text) == ["m0"]
+    assert (world.said, world.hidden["h0"]) == ([], 200)
+    reply = world.reply(text)
+    assert [part.text for part in reply.parts or ()] == ["One.", "Two."]
+    assert (reply.not_before, reply.has_slot, reply.waited) == (NOW + 200, True, 200)
+    # ... for no longer and no shorter than for that slot,
+    world.runtime.clock += 150
+    assert world.receive(text, receives=2) == ["m0"]
+    assert world.hidden["h0"] == 50
+    writes = len(tapped(world.runtime).writes())
+    # ... and leave together, without another slot.
+    world.runtime.clock += 51
+    assert world.receive(text, receives=3) == []
+    assert world.said == ["One.", "Two."]
+    assert len(tapped(world.runtime).writes()) == writes + 6  # item, start, and each part's two
+    assert not world.reply(text).has_slot
+    world.assert_settled(text)
+
+
+def test_who_comes_late_to_its_slot_takes_another(build: Build) -> None:
+    world, text = build(PACING=SLOWLY), inbound()
+    others(world, 2)
+    world.receive(text)
+    assert world.hidden["h0"] == 200
+    world.runtime.clock += 211
+    others(world, received_at=world.runtime.clock)
+    assert world.receive(text, receives=2) == ["m0"]
+    assert world.hidden["h0"] == 189
+    assert world.reply(text).waited == 200 + 189
+    world.runtime.clock += 189
+    assert world.receive(text, receives=3) == []
+    assert len(world.said) == 1
+
+
+def test_waiting_for_a_slot_is_no_age(build: Build) -> None:
+    world, text = build(PACING=SLOWLY, REPLY_MAX_AGE="30"), inbound()
+    others(world)
+    assert world.receive(text) == ["m0"]
+    assert world.hidden["h0"] == 100
+    # (It comes again when its slot has come, and not when its age would be over.)
+    world.runtime.clock += 100
+    world.carrier.next = iter([Unavailable("no_connection")])
+    assert world.receive(text, receives=2) == ["m0"]
+    # Waiting for the provider is age.
+    world.runtime.clock += 31
+    assert world.receive(text, receives=3) == []
+    assert world.reply(text).state == "expired"
+
+
+def test_a_redrive_forgets_what_was_waited_before(build: Build) -> None:
+    world, text = build(PACING=SLOWLY, REPLY_MAX_AGE="30"), inbound()
+    others(world)
+    world.receive(text)
+    world.runtime.clock += 5000
+    redriven = replace(text, redriven_at=world.runtime.clock - 31)
+    assert world.receive(redriven) == []
+    assert world.reply(text).state == "expired"
+
+
+def test_an_attempt_that_was_refused_takes_another_slot(build: Build) -> None:
+    world, text = build(PACING=SLOWLY), inbound()
+    world.carrier.next = iter([Throttled("rate", retry_after=5.0)])
+    assert world.receive(text) == ["m0"]
+    # (Nobody else came: what was not used was given back.)
+    world.runtime.clock += 5
+    assert world.receive(text, receives=2) == []
+    assert len(world.said) == 2
+
+
+def test_a_confirmation_waits_for_no_slot(build: Build) -> None:
+    world = build(PACING=SLOWLY)
+    others(world, 4)
+    stop = inbound("STOP")
+    assert world.receive(stop) == []
+    assert world.said == [STOPPED]
+    # But it counts.
+    text = inbound(theirs="+14155550107", id_="SM9")
+    assert world.receive(text) == ["m0"]
+    assert world.hidden["h0"] == 500
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"DAILY_SEND_CAP": "2"},
+        {"PACING": '{"+14155550123": {"per_second": 100, "per_day": 2}}'},
+    ],
+)
+def test_what_is_over_a_days_limit_is_not_sent(build: Build, variables: dict[str, str]) -> None:
+    world, text = build(answer=["One.", "Two."], **variables), inbound()
+    world.receive(text)
+    assert len(world.said) == 2
+    more = inbound(id_="SM2")
+    assert world.receive(more) == []
+    assert world.reply(more).state == "refused: daily_cap"
+    world.assert_settled(more)
+    world.runtime.clock += DAY
+    tomorrow = inbound(id_="SM3", received_at=world.runtime.clock)
+    assert world.receive(tomorrow) == []
+    assert len(world.said) == 4
+
+
+def test_what_is_deferred_uses_up_no_day(build: Build) -> None:
+    world, text = build(DAILY_SEND_CAP="1"), inbound()
+    world.carrier.next = iter([Unavailable("no_connection")] * 3)
+    for receives in (1, 2, 3):
+        assert world.receive(text, receives=receives) == ["m0"]
+        world.runtime.clock += 20
+    assert world.receive(text, receives=4) == []
+    assert world.reply(text).state == "sent"
+
+
+def test_an_attempt_that_may_have_arrived_uses_up_the_day(build: Build) -> None:
+    world, text = build(DAILY_SEND_CAP="1"), inbound()
+    world.carrier.next = iter([OutcomeUnknown("timeout")])
+    assert world.receive(text) == []
+    more = inbound(id_="SM2")
+    assert world.receive(more) == []
+    assert world.reply(more).state == "refused: daily_cap"
+
+
+def quiet(world: World, until: float) -> list[tuple[str, str]]:
+    """Quiet hours until then; who was asked about."""
+    asked = []
+
+    def hook(ours: str, theirs: str, now: datetime) -> datetime | None:
+        asked.append((ours, theirs))
+        assert now == datetime.fromtimestamp(world.runtime.clock, UTC)
+        return datetime.fromtimestamp(until, UTC) if now.timestamp() < until else None
+
+    world.sender._quiet_until = hook
+    return asked
+
+
+def test_a_message_waits_for_the_end_of_the_night(build: Build) -> None:
+    world, message = build(MESSAGE_MAX_AGE="3600"), outgoing()
+    asked = quiet(world, NOW + 30_000)
+    assert world.receive(message) == ["m0"]
+    assert (world.said, world.hidden["h0"]) == ([], 30_000)
+    assert asked == [(OURS, THEIRS)]
+    # (It is no age.)
+    world.runtime.clock += 29_000
+    assert world.receive(message, receives=2) == ["m0"]
+    assert world.hidden["h0"] == 1000
+    world.runtime.clock += 1000
+    assert world.receive(message, receives=3) == []
+    assert world.said == [TEXT]
+    assert len(asked) == 2
+
+
+def test_after_the_night_a_message_takes_a_slot_like_any_other(build: Build) -> None:
+    world, message = build(PACING=SLOWLY), outgoing()
+    quiet(world, NOW + 3000)
+    assert world.receive(message) == ["m0"]
+    world.runtime.clock += 3000
+    others(world, received_at=world.runtime.clock)
+    assert world.receive(message, receives=2) == ["m0"]
+    assert world.hidden["h0"] == 100
+
+
+def test_who_writes_at_night_is_answered(build: Build) -> None:
+    world, text = build(), inbound()
+    asked = quiet(world, NOW + 3000)
+    assert world.receive(text) == []
+    assert (len(world.said), asked) == (1, [])
+
+
+def test_while_sending_is_paused_nobody_is_asked_and_a_stop_counts(build: Build) -> None:
+    # GIVEN a pause
+    world, text, message = build(), inbound(), outgoing(theirs="+14155550102")
+    table = Table(world.runtime, "test")
+    pause(table, NOW, "heron")
+    # WHEN a text, a message and a STOP come
+    stop = inbound("STOP", id_="SM2", theirs="+14155550101")
+    assert world.receive(text, message, stop) == ["m0", "m1", "m2"]
+    # THEN all wait, for a quarter of an hour or until they are too old, and the STOP is recorded
+    assert [world.hidden[f"h{n}"] for n in range(3)] == [901, 905, 901]
+    assert (world.said, world.asked) == ([], 0)
+    assert world.consent.opted_out("+14155550101")
+    # WHEN the pause is over, THEN what is not too old is sent
+    resume_sending(table)
+    world.runtime.clock += 905
+    assert world.receive(text, message, stop, receives=2) == []
+    assert world.said == [TEXT]
+    assert (world.reply(text).state, world.reply(message).state) == ("expired", "sent")
+
+
+def test_a_pause_that_cannot_be_read_is_taken_for_what_it_was(build: Build) -> None:
+    world, text = build(), inbound()
+    table = Table(world.runtime, "test")
+    pause(table, NOW, "")
+    assert world.receive(text) == ["m0"]
+    world.runtime.clock += 100
+    tapped(world.runtime).next["batch_get_item"] = repeat(aws_error("InternalServerError"))
+    assert world.receive(text, receives=2) == ["m0"]
+    assert world.said == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "state"),
+    [
+        ({"SEND_ONLY_TO": "+14155550101"}, "refused: not_in_send_only_to"),
+        ({"SEND_TO_COUNTRIES": "CA"}, "refused: country"),
+    ],
+)
+@pytest.mark.parametrize("text", [inbound(), outgoing(), inbound("STOP"), inbound("HELP")])
+def test_whom_a_list_leaves_out_gets_nothing_and_is_heard(
+    build: Build, variables: dict[str, str], state: str, text: Envelope
+) -> None:
+    world = build(HELP_TEXT="Ask.", **variables)
+    assert world.receive(text) == []
+    assert (world.said, world.asked) == ([], 0)
+    assert world.reply(text).state == state
+    assert world.consent.opted_out(THEIRS) == ("STOP" in str(text.payload.get("text")))
+    world.assert_settled(text)
+
+
+def test_a_list_is_read_again_before_each_claim(build: Build) -> None:
+    # GIVEN a reply whose words are stored already
+    world, text = build(PACING=SLOWLY), inbound()
+    others(world)
+    world.receive(text)
+    # WHEN it comes to a sender that must not write to this number any more
+    other = build(SEND_ONLY_TO="+14155550101")
+    other.runtime.clock += 100
+    # THEN it is not sent
+    assert other.receive(text, receives=2) == []
+    assert other.reply(text).state == "refused: not_in_send_only_to"
+    assert other.said == []

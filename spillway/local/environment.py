@@ -75,6 +75,9 @@ class Environments:
             "CREDENTIAL_HASHES": self.keys.credential_hashes(),
             "PROVIDERS": "twilio,telnyx",
             "NUMBERS": "+14155550123=twilio,+14155550199=telnyx",
+            # The simulated providers write to nobody.
+            "SEND_ONLY_TO": "*",
+            "SEND_TO_COUNTRIES": "*",
             "REPLY_API_URL": f"{self._outside('reply')}/sample/reply",
             "LOOKUP_URLS": json.dumps(
                 {

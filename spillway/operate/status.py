@@ -23,8 +23,9 @@ LATE: Mapping[str, float] = {OUTBOUND: 600.0, PROCESSING: 3600.0}
 @dataclass(slots=True)
 class Status:
     """`ages`: seconds that the oldest message of a queue has waited, None where nobody knows.
-    `open_until`: by provider whose breaker is open, unix seconds. `alarms`: those that ring, None
-    where there are none to ring. `attention`: a line for all that somebody has to see to."""
+    `open_until`: by provider whose breaker is open, unix seconds. `paused_since`: likewise, None
+    where sending is not paused. `alarms`: those that ring, None where there are none to ring.
+    `attention`: a line for all that somebody has to see to."""
 
     stage: str
     depths: dict[str, Depth]
@@ -32,6 +33,7 @@ class Status:
     unknown: int
     quarantined: int
     open_until: dict[str, float]
+    paused_since: float | None
     alarms: list[str] | None
     attention: list[str] = field(default_factory=list)
 
@@ -44,7 +46,7 @@ def status(
 
     Exit code: 0 when nobody has to do anything, 1 when something wants
     attention: a dead letter, an unknown send, a quarantined payload, messages
-    that wait too long, a breaker that is open, an alarm that rings.
+    that wait too long, a breaker that is open, a pause, an alarm that rings.
     """
     console = Console(highlight=False)
     with stage_named(stage) as found:
@@ -73,6 +75,7 @@ def read_status(stage: Stage) -> Status:
             for provider in stage.settings("sender").providers
             if (until := stores.breaker(provider).get("open_until", 0)) > now
         },
+        paused_since=(stores.pause() or {}).get("since"),
         alarms=_alarms(stage),
     )
     found.attention = list(_attention(found))
@@ -150,6 +153,11 @@ def _attention(found: Status) -> Any:
         yield f"{found.quarantined} payloads in quarantine: the parser wants mending"
     for provider, until in found.open_until.items():
         yield f"{provider} fails: nobody is sent anything for {_span(until - time.time())} more"
+    if found.paused_since is not None:
+        yield (
+            f"sending is paused, for {_span(time.time() - found.paused_since)} now: "
+            "spillway resume sending"
+        )
     for name in found.alarms or ():
         yield f"alarm {name} rings"
 

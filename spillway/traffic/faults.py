@@ -99,7 +99,7 @@ def draw(seed: int, messages: int, providers: Sequence[str]) -> Plan:
         for way in table.items()
     ]
     chance.shuffle(others)
-    # A provider that failed is left alone for a while (pacing.py), and how it fails next nobody
+    # A provider that failed is left alone for a while (breaker.py), and how it fails next nobody
     # sees. So the providers take turns, and another service is between them.
     steps = [
         (services[(turn + number) % len(services)], what, behaviour)

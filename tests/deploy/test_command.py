@@ -148,7 +148,7 @@ def world(aws: Aws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 def write_config(project: Path, **values: str) -> None:
     for stage in ("one", "two", "three", "four", "five", "five-yes", "six", "seven"):
         stages.add(project, stage)
-        filled = {"NUMBERS": NUMBERS, "CREDENTIAL_HASHES": "{}", **values}
+        filled = {"NUMBERS": NUMBERS, "CREDENTIAL_HASHES": "{}", "SEND_ONLY_TO": "*", **values}
         stages.set_variables(project, stage, **filled)
 
 

@@ -37,6 +37,7 @@ def target(
         one = Target(project, stage or "e2e", emulator)
         stack.callback(one.close)
         one.set(
+            SEND_ONLY_TO="*",
             PROVIDERS="sandbox,twilio" if emulator else "sandbox",
             NUMBERS=f"{OURS}=sandbox" + (f",{TWILIOS}=twilio" if emulator else ""),
         )

@@ -20,6 +20,7 @@ SETTINGS = {
     "SPILLWAY_STAGE": NAME,
     "PROVIDERS": "twilio,telnyx",
     "NUMBERS": "+14155550123=twilio,+14155550199=telnyx",
+    "SEND_ONLY_TO": "*",
 }
 
 

@@ -28,6 +28,7 @@ QUIET = Status(
     unknown=0,
     quarantined=0,
     open_until={},
+    paused_since=None,
     alarms=[],
 )
 
@@ -58,6 +59,11 @@ def test_an_open_breaker_is_told_with_its_time() -> None:
     found = replace(QUIET, open_until={"twilio": time.time() + 100})
     (line,) = status._attention(found)
     assert line.startswith("twilio fails: nobody is sent anything for 100 s more")
+
+
+def test_a_pause_is_told_with_its_time_and_its_end() -> None:
+    (line,) = status._attention(replace(QUIET, paused_since=time.time() - 100))
+    assert line == "sending is paused, for 100 s now: spillway resume sending"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from botocore.exceptions import ClientError
 
 from tests.simulation.outside import INVALID_CODES, KEYS, OPTED_OUT_CODES, Outside
 from tests.simulation.runtime import Cloud, reference_of
+from tests.simulation.traffic import Rules
 from tests.simulation.world import Process, Task, Violation
 
 Item = dict[str, Any]
@@ -33,6 +34,7 @@ class Causes:
         self._cloud = cloud
         self._out = out
         self._calm = calm
+        self.held_back = Rules()
         self._may_lack = may_lack  # a provider's settings or its secret
         # By provider: since when its breaker is open, and until when; when that last changed.
         self._open: dict[str, tuple[float, float]] = {}
@@ -254,6 +256,14 @@ class Causes:
             true = until > 0 or now - self._changed[provider] < 3
         elif what == "claimed":
             true = "sending" in states or now - self._sent.get(id_, 0.0) < 3 or frozen
+        elif what == "pacing":
+            true = bool(self.held_back.pace_of(item.get("ours", {}).get("S", "")))
+        elif what == "quiet_hours":
+            night = self.held_back.quiet or (0.0, 0.0)
+            true = night[0] - SKEW <= now and began < night[1] + SKEW
+        elif what == "paused":
+            spans = self.held_back.pauses
+            true = any(begins <= now for begins, _ in spans)
         elif what == "outcome_unknown":
             true = "unknown" in states or frozen or now - self._known.get(id_, 0.0) < 60
         else:

@@ -21,6 +21,7 @@ from tests.simulation.functions import Mapping
 from tests.simulation.outside import KEYS, Accepted, Door, Outside, Text
 from tests.simulation.person import GARBAGE, Erasures
 from tests.simulation.runtime import Cloud, reference_of
+from tests.simulation.traffic import Rules
 from tests.simulation.world import Process, Task, Violation
 
 Item = dict[str, Any]
@@ -57,6 +58,7 @@ class Invariants:
         self.received: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         self._opted_out: dict[str, int] = {}  # person's key -> since which step
         self._ever_opted_out: set[str] = set()
+        self.held_back = Rules()
         self.loop_limit = 0
         self.reply_max_age = 0
         self.lookup_max_age = 0
@@ -497,7 +499,9 @@ class Invariants:
         text = self._out.texts[id_]
         outcome, kind = item["outcome"], text.kind
         age = self._cloud.world.now + 1 - float(item["received_at"])
-        limit = 36_000 if kind == outside.OUTGOING else self.reply_max_age
+        limit = 36_000.0 if kind == outside.OUTGOING else self.reply_max_age
+        if "redriven_at" not in item:
+            limit += float(item.get("waited", 0.0))  # what it was told to wait is no age
         opted_out = f"P#{self._brand}#{KEYS.number(text.person)}" in self._ever_opted_out
         true = {
             "no_reply": kind in (outside.SILENT, outside.FICKLE),
@@ -512,6 +516,7 @@ class Invariants:
             "failed: not_permitted": bool(text.rejected),
             "failed: opted_out": text.rejected in outside.OPTED_OUT_CODES,
             "failed: given_up": True,
+            **dict.fromkeys(self.held_back.causes(text.person), True),
         }.get(outcome)
         if outcome.startswith("expired"):
             true = age > (300 if item.get("confirmation") else limit)

@@ -22,7 +22,7 @@ from chalicelib.replies import Replies
 from chalicelib.sending import Sender
 from tests.fakes import SECRETS, settings
 from tests.signing import TelnyxKey
-from tests.simulation import plots
+from tests.simulation import plots, traffic
 from tests.simulation.causes import Causes
 from tests.simulation.faults import Faults
 from tests.simulation.functions import Function, Invocation, Mapping
@@ -119,6 +119,7 @@ class Simulation:
                 retention=FOURTEEN_DAYS,
             )
         secrets = {**SECRETS, "telnyx": {"api_key": "key", "public_keys": [TelnyxKey.public]}}
+        self.rules = traffic.Rules() if calm else traffic.rules(seed, START, story.end)
         stores = {
             "sqs": self.sqs,
             "dynamodb": DynamoDb(lambda: world.now),
@@ -143,6 +144,9 @@ class Simulation:
         }
         may_lack = bool(story.without or story.secret_lost)
         self.causes = Causes(self.cloud, self.outside, calm=story.calm, may_lack=may_lack)
+        self.traffic = traffic.Traffic(self.cloud, self.outside, self.rules)
+        self.causes.held_back = self.rules
+        self.invariants.held_back = self.rules
         self.invariants.loop_limit = story.loop_limit
         self.invariants.reply_max_age = story.reply_max_age
         self.invariants.lookup_max_age = story.lookup_max_age
@@ -283,11 +287,11 @@ class Simulation:
     def _settings(self, function: str) -> Any:
         urls = '{"line": "https://lookups.example.com/line"}' if self.story.lookups else "{}"
         providers = [name for name in NUMBERS.values() if not self._lacks(function, name)]
-        numbers = [f"{number}={name}" for number, name in NUMBERS.items() if name in providers]
+        numbers = [number for number, name in NUMBERS.items() if name in providers]
         return settings(
             function,
             PROVIDERS=",".join(providers),
-            NUMBERS=",".join(numbers),
+            NUMBERS=",".join(f"{number}={NUMBERS[number]}" for number in numbers),
             REPORT_BATCH_ITEM_FAILURES="true" if self.story.reporting else "false",
             REPLY_API_URL="https://replies.example.com/",
             LOOKUP_URLS=urls,
@@ -298,6 +302,7 @@ class Simulation:
             LOOP_LIMIT=str(self.story.loop_limit),
             REPLY_MAX_AGE=str(self.story.reply_max_age),
             LOOKUP_MAX_AGE=str(self.story.lookup_max_age),
+            **self.rules.settings(numbers),
         )
 
     def _lacks(self, function: str, provider: str) -> bool:
@@ -315,6 +320,7 @@ class Simulation:
 
     def _sender(self, runtime: SimulatedRuntime) -> Sender:
         sender = Sender(runtime, self._settings("sender"))
+        sender._quiet_until = self.rules.quiet_until
         for provider in sender._providers.values():
             # Whether a provider confirms STOP is a matter of its account, too.
             provider.__dict__["answers_stop"] = self.story.answers_stop
@@ -368,6 +374,8 @@ class _quiet:
             "depth_not_read",
             "not_deleted",
             "suspects_not_read",
+            "no_slots_taken",
+            "slots_not_given_back",
         )
         bug = failed and line.get("error") not in (*stores, "SecretError", "NotReady")
         bug = bug or event == "unexpected_error"
