@@ -41,7 +41,7 @@ from spillway.simulator.carrier import (
     status,
 )
 from spillway.simulator.segments import segments
-from spillway.simulator.web import CutConnection, Json
+from spillway.simulator.web import CutConnection, Json, NoAnswer
 
 Fields = Sequence[tuple[str, str]]
 
@@ -292,12 +292,14 @@ class Twilio(Carrier):
         if not self._authentic(request):
             return _error(20003)
         behaviour = self.behaviour
+        body = await request.body()
+        # What is in is worked on, whether the client is still there by then or not.
         await asyncio.sleep(behaviour.delay)
-        form = parse_qs((await request.body()).decode("utf-8", "replace"), keep_blank_values=True)
+        form = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True)
         one = {name: values[0] for name, values in form.items()}
         media = form.get("MediaUrl", [])
         if error := _FAILURES.get(behaviour.fail or "") or self._refusal(one, media):
-            return _error(error)
+            return _error(error, behaviour.retry_after)
         message = self._keep(
             new_id(media),
             outbound=True,
@@ -319,6 +321,10 @@ class Twilio(Carrier):
             self.world.receipts.post(lambda: self._post_receipts(Address.parse(callback), message))
         if behaviour.fail == "lost_answer":
             return CutConnection()
+        if behaviour.fail == "no_answer":
+            return NoAnswer()
+        if behaviour.fail == "failed_answer":
+            return _error(20500)
         return Json({**self._resource(message), "status": "queued", "date_sent": None}, 201)
 
     def _refusal(self, form: Mapping[str, str], media: Sequence[str]) -> int | None:
@@ -481,7 +487,7 @@ def _moment(text: str) -> int:
     return int(datetime.strptime(text, form).replace(tzinfo=UTC).timestamp())
 
 
-def _error(code: int) -> Json:
+def _error(code: int, retry_after: int | None = None) -> Json:
     http_status, message = _ERRORS[code]
     more = f"https://www.twilio.com/docs/errors/{code}"
     answer = Json(
@@ -489,4 +495,6 @@ def _error(code: int) -> Json:
     )
     if http_status == 401:
         answer.headers["WWW-Authenticate"] = 'Basic realm="Twilio API"'
+    if http_status == 429 and retry_after is not None:
+        answer.headers["Retry-After"] = str(retry_after)
     return answer

@@ -408,3 +408,12 @@ async def test_pages_do_not_shift(simulator: Simulator) -> None:
 )
 async def test_a_listing_that_makes_no_sense(simulator: Simulator, query: dict[str, str]) -> None:
     assert (await _listed(simulator, **query))["code"] == 20001
+
+
+async def test_throttling_says_when_to_come_again(simulator: Simulator) -> None:
+    await simulator.behave("twilio", fail="throttled", retry_after=5)
+    answer = await simulator.to_twilio()
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "5")
+    await simulator.behave("twilio", fail="throttled")
+    assert "Retry-After" not in (await simulator.to_twilio()).headers
+    assert await simulator.outbox() == []
