@@ -92,7 +92,7 @@ class Processing:
             if record.envelope is not None and record.envelope.kind == "settle"
         }
         inbound = {
-            record: _key(record.envelope)
+            record: _key(record.envelope.id)
             for record in batch.records
             if record.envelope is not None and _is_message(record.envelope)
         }
@@ -193,19 +193,23 @@ class Processing:
         return self._archive.store({line["id"]: line for line in lines.values()})
 
     def _store(self, envelope: Envelope, line: Mapping[str, Any], archive_key: str) -> None:
-        pk, sk = _key(envelope)
-        # `raw` has the whole of a text that was too large; DynamoDB takes 400 KB an item.
-        item: Item = {name: value for name, value in line.items() if name != "raw"}
-        item |= {
-            "pk": pk,
-            "sk": sk,
-            "archive_key": archive_key,
-            "expires_at": int(envelope.received_at + self._settings.message_days * DAY),
-        }
-        self._table.insert(item)
+        self._table.insert(item_of(line, archive_key, self._settings.message_days))
         provider, reason = str(line["provider"]), "" if line["valid"] else "invalid"
         count("Stored", provider=provider, reason=reason, id=envelope.id)
         log("INFO", "stored", id=envelope.id, provider=provider)
+
+
+def item_of(line: Mapping[str, Any], archive_key: str, keep_days: int) -> Item:
+    """A line of the archive as an item of the table, which names the object that has it."""
+    pk, sk = _key(str(line["id"]))
+    # `raw` has the whole of a text that was too large; DynamoDB takes 400 KB an item.
+    item: Item = {name: value for name, value in line.items() if name != "raw"}
+    return item | {
+        "pk": pk,
+        "sk": sk,
+        "archive_key": archive_key,
+        "expires_at": int(line["received_at"] + keep_days * DAY),
+    }
 
 
 def reasons_against(message: InboundMessage, body: str) -> list[str]:
@@ -238,8 +242,8 @@ def _is_message(envelope: Envelope) -> bool:
     return envelope.kind == "inbound" and MessageId.parse(envelope.id) is not None
 
 
-def _key(envelope: Envelope) -> Key:
-    conversation, _, message = envelope.id.partition("-")
+def _key(id_: str) -> Key:
+    conversation, _, message = id_.partition("-")
     return f"C#{conversation}", f"IN#{message}"
 
 

@@ -24,6 +24,7 @@ from spillway.problem import Problem
 QUEUES = (PROCESSING, OUTBOUND, *DEAD_LETTERS.values())
 # Seconds for which a dead letter that is looked at is hidden from whoever looks next.
 _LOOK = 30
+_NEVER = 1e11  # unix seconds
 # What S3 says where an object is not as it was read, or gone.
 _CHANGED = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey")
 
@@ -132,13 +133,15 @@ class Stores:
         for key in self.objects("messages/", since):
             yield from self.lines(key)
 
-    def objects(self, prefix: str, since: float = 0.0) -> Iterator[str]:
-        """The keys of the archive's objects that were written since then (unix seconds)."""
+    def objects(self, prefix: str, since: float = 0.0, until: float = _NEVER) -> Iterator[str]:
+        """The keys of the archive's objects that were written since then, and before then (unix
+        seconds), in their order."""
         start = datetime.fromtimestamp(int(since), UTC)
+        end = datetime.fromtimestamp(until, UTC)
         pages = self._s3.get_paginator("list_objects_v2")
         for page in pages.paginate(Bucket=self.bucket, Prefix=prefix):
             for found in page.get("Contents", []):
-                if found["LastModified"] >= start:
+                if start <= found["LastModified"] < end:
                     yield found["Key"]
 
     def lines(self, key: str) -> list[Item]:

@@ -759,7 +759,7 @@ def test_of_a_queue_no_more_is_unseen_than_were_left_at_its_best(
         )
 
     def seen(wait: float) -> int:
-        return Erasure(world.stage, PERSON, wait=wait)._wait_for_queues()["processing"]
+        return erasure.wait_for_queues(world.stage, wait, lambda *_: None)["processing"]
 
     monkeypatch.setattr(erasure, "LOOKS", 3)
     monkeypatch.setattr(erasure, "BETWEEN_LOCALLY", 10.0)
