@@ -13,6 +13,7 @@ from spillway.deploy.command import deploy, destroy
 from spillway.local.command import run
 from spillway.operate.doctor import doctor
 from spillway.operate.erase import erase
+from spillway.operate.reconcile import reconcile
 from spillway.operate.status import status
 from spillway.operate.trace import trace
 from spillway.problem import Problem
@@ -44,6 +45,7 @@ app.command()(status)
 app.command()(trace)
 app.command()(doctor)
 app.command()(erase)
+app.command()(reconcile)
 app.command()(deploy)
 app.add_typer(secrets.app, name="secret")
 app.add_typer(credentials.app, name="credential")
