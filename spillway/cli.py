@@ -11,6 +11,7 @@ from rich.console import Console
 from spillway.deploy import credentials, secrets
 from spillway.deploy.command import deploy, destroy
 from spillway.local.command import run
+from spillway.operate.backfill import backfill
 from spillway.operate.doctor import doctor
 from spillway.operate.erase import erase
 from spillway.operate.reconcile import reconcile
@@ -46,6 +47,7 @@ app.command()(trace)
 app.command()(doctor)
 app.command()(erase)
 app.command()(reconcile)
+app.command()(backfill)
 app.command()(deploy)
 app.add_typer(secrets.app, name="secret")
 app.add_typer(credentials.app, name="credential")

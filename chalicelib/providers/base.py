@@ -17,7 +17,7 @@ these errors was raised.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from urllib.parse import parse_qsl, urlsplit
@@ -121,7 +121,8 @@ class Provider(ABC):
     same, and answers one that it took as it did then. `answers_stop`: the provider itself confirms
     STOP, START and HELP. `max_length`: of one text, in UTF-16 code units; `max_segments`: likewise,
     None where the provider names no such limit. `reasons`: by the provider's code for a refusal,
-    one of `REASONS`. `api_url`: replaced in the local run.
+    one of `REASONS`. `lists_texts`: it can be asked which texts it received. `api_url`: replaced in
+    the local run.
     """
 
     name: ClassVar[str]
@@ -131,6 +132,7 @@ class Provider(ABC):
     max_length: ClassVar[int]
     max_segments: ClassVar[int | None] = None
     reasons: ClassVar[Mapping[str, str]]
+    lists_texts: ClassVar[bool] = False
     default_api_url: ClassVar[str]
 
     def __init__(self, api_url: str | None = None) -> None:
@@ -180,6 +182,20 @@ class Provider(ABC):
         well is the caller's to find out. Raises one of the SendErrors where the question itself
         failed.
         """
+
+    def texts(
+        self, ours: str, since: float, secrets: Secrets, http: Http
+    ) -> Iterator[InboundMessage]:
+        """Every text that people wrote to this number of ours since then (unix seconds), the newest
+        first, as if its webhook had come when the provider received it; without its attachments.
+
+        Where `lists_texts`. Raises one of the SendErrors where the question failed.
+        """
+        raise NotImplementedError
+
+    def with_media(self, message: InboundMessage, secrets: Secrets, http: Http) -> InboundMessage:
+        """A text from `texts` with its attachments. Raises likewise."""
+        raise NotImplementedError
 
 
 def post(http: Http, url: str, **arguments: Any) -> httpx.Response:

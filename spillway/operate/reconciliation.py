@@ -386,10 +386,7 @@ class Reconciliation:
         if reply is not None and reply.parts is not None:
             envelope = Envelope("resume", id_.conversation, str(id_), reply.received_at, {})
         elif text is not None:
-            at = text.received_at if reply is None else reply.received_at
-            envelope = inbound(
-                replace(text, received_at=at), id_, self._callback_url(text.provider), raw=False
-            )
+            envelope = inbound(text, id_, self._callback_url(text.provider), raw=False)
         else:
             self._open("words_lost", str(id_))
             return

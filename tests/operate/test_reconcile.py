@@ -43,6 +43,7 @@ from tests.operate.world import KEYS, NAME, PERSON, World
 OTHER = "+14155550143"
 HOUR = 3600.0
 AGAIN = "messages/2026/11/20/again.jsonl.gz"
+NOWHERE = "messages/2026/11/24/nowhere.jsonl.gz"
 
 
 class Died(BaseException):
@@ -159,6 +160,14 @@ def archive_again(world: World) -> None:
     put(world, AGAIN, line(world, stored(world)))
 
 
+def archive_changed(world: World) -> None:
+    put(world, f"{AGAIN}.2", {**line(world, stored(world)), "text": "another heron"})
+
+
+def name_nowhere(world: World) -> None:
+    update(world, "IN", "SET archive_key = :new", new=NOWHERE)
+
+
 def lose_object(world: World) -> None:
     world.stage.aws.client("s3").delete_object(
         Bucket=world.stage.stores.bucket, Key=object_of(world, stored(world))
@@ -230,7 +239,6 @@ class Damage:
     still: dict[str, int]
 
 
-NOWHERE = "messages/2026/11/24/nowhere.jsonl.gz"
 DAMAGES = [
     Damage("nothing", lambda w: None, {}, {}),
     # A text in the table.
@@ -255,7 +263,7 @@ DAMAGES = [
     ),
     Damage(
         "it names an object that is not there",
-        lambda w: update(w, "IN", "SET archive_key = :new", new=NOWHERE),
+        name_nowhere,
         {"wrong_object": 1},
         {},
     ),
@@ -312,6 +320,12 @@ DAMAGES = [
         each(archive_again, lose_object),
         {"wrong_object": 1, "not_archived": 1},
         {"not_archived": 1},
+    ),
+    Damage(
+        "one of its lines is changed, and it names an object that is lost",
+        each(archive_again, archive_changed, lambda w: rewrite(w, lambda _: []), name_nowhere),
+        {"wrong_object": 1, "surplus_line": 1},
+        {},
     ),
     Damage(
         "its object is no object of ours any more",
@@ -378,6 +392,12 @@ DAMAGES = [
     ),
     # Who was erased.
     Damage("a person is erased", erase, {}, {}),
+    Damage(
+        "a line of theirs comes back, and there is only its reply",
+        each(bring_back, lambda w: delete(w, "IN")),
+        {"surplus_line": 1},
+        {},
+    ),
     Damage(
         "a line of theirs comes back",
         bring_back,
@@ -550,6 +570,27 @@ def test_what_settles_while_it_runs_is_no_difference(
     one = reconciled(world)
     assert found(one) == {}
     assert one.lines > one.texts  # it did read them
+
+
+def test_what_processing_stores_meanwhile_stays(
+    world: World, now: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN a text whose item comes between the look and the making of another
+    live(world)
+    there = item(world, stored(world))
+    archive_again(world)
+    delete(world, "IN")
+    insert = Table.insert
+
+    def overtaken(self: Table, one: dict[str, Any]) -> dict[str, Any] | None:
+        insert(self, there)
+        return insert(self, one)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Table, "insert", overtaken)
+        assert found(reconciled(world)) == {}
+    assert item(world, stored(world)) == there
+    assert found(reconciled(world)) == {"surplus_line": 1}
 
 
 # --- what is past --------------------------------------------------------------------------------
