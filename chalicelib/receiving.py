@@ -164,7 +164,7 @@ class Receiver:
         outbound: list[tuple[Envelope, str]] = []
         for one in provider.parse(request):
             if isinstance(one, DeliveryReceipt):
-                processing.append((_receipt(one, request.received_at), ""))
+                processing.append((receipt(one, request.received_at), ""))
                 continue
             id_ = self._keys.message_id(one)
             processing.append((inbound(one, id_, callback_url), ""))
@@ -340,10 +340,11 @@ def inbound(
     )
 
 
-def _receipt(receipt: DeliveryReceipt, received_at: float) -> Envelope:
-    named = parse_reference(receipt.reference)
+def receipt(one: DeliveryReceipt, received_at: float) -> Envelope:
+    """A receipt as it travels, to processing."""
+    named = parse_reference(one.reference)
     conversation = named[0].conversation if named else ""
-    return Envelope("receipt", conversation, "", received_at, asdict(receipt))
+    return Envelope("receipt", conversation, "", received_at, asdict(one))
 
 
 def _unreadable(provider: Provider, request: WebhookRequest) -> Envelope:

@@ -15,6 +15,7 @@ from spillway.operate.backfill import backfill
 from spillway.operate.doctor import doctor
 from spillway.operate.erase import erase
 from spillway.operate.reconcile import reconcile
+from spillway.operate.replay import replay
 from spillway.operate.status import status
 from spillway.operate.trace import trace
 from spillway.problem import Problem
@@ -48,6 +49,7 @@ app.command()(doctor)
 app.command()(erase)
 app.command()(reconcile)
 app.command()(backfill)
+app.command()(replay)
 app.command()(deploy)
 app.add_typer(secrets.app, name="secret")
 app.add_typer(credentials.app, name="credential")

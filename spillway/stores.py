@@ -159,6 +159,11 @@ class Stores:
         packed = found.get("ContentEncoding") == "gzip"
         return gzip.decompress(body) if packed else body, found["ETag"]
 
+    def written(self, key: str) -> float:
+        """When an object was written, in unix seconds."""
+        at: datetime = self._s3.head_object(Bucket=self.bucket, Key=key)["LastModified"]
+        return at.timestamp()
+
     def replace(self, key: str, content: bytes, etag: str) -> bool:
         """Writes an object of messages anew, or deletes it where nothing is left of it; whether it
         was still as it was read.

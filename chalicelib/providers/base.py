@@ -16,17 +16,20 @@ these errors was raised.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from urllib.parse import parse_qsl, urlsplit
 
+from chalicelib.messages import Headers, InboundMessage, WebhookRequest
+
 if TYPE_CHECKING:
     # The receiver imports this module, and must not pay for an HTTP client that it never uses.
     import httpx
 
-    from chalicelib.messages import DeliveryReceipt, InboundMessage, Part, Response, WebhookRequest
+    from chalicelib.messages import DeliveryReceipt, Part, Response
 
 Secrets = Mapping[str, Any]
 Http: TypeAlias = "httpx.Client"  # noqa: TID251 -- its type; Runtime makes it
@@ -156,6 +159,18 @@ class Provider(ABC):
 
         Raises PayloadError where it cannot be read.
         """
+
+    def webhook_of(self, raw: Mapping[str, Any], received_at: float) -> WebhookRequest:
+        """The webhook of a text, unsigned, from what is kept of it (`InboundMessage.raw`): where a
+        provider does not say otherwise, its body in JSON."""
+        return WebhookRequest("POST", "", Headers({}), json.dumps(raw).encode(), received_at)
+
+    def read(self, raw: Mapping[str, Any], received_at: float) -> InboundMessage:
+        """A text from what is kept of it, as it is read today. Raises PayloadError."""
+        for one in self.parse(self.webhook_of(raw, received_at)):
+            if isinstance(one, InboundMessage):
+                return one
+        raise PayloadError("no text in it")
 
     def reason_of(self, code: str) -> str:
         """Why a send was refused, in our words, by the code in an answer or in a receipt."""

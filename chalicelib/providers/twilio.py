@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl, urlencode
 from chalicelib.messages import (
     ConsentEvent,
     DeliveryReceipt,
+    Headers,
     InboundMessage,
     Media,
     Part,
@@ -170,6 +171,19 @@ class Twilio(Provider):
             raise PayloadError("neither a text nor a status")
         return [_message(params, raw, request)]
 
+    def webhook_of(self, raw: Mapping[str, Any], received_at: float) -> WebhookRequest:
+        body = urlencode(raw, doseq=True, errors="replace").encode()
+        return WebhookRequest("POST", "", Headers({"Content-Type": _FORM}), body, received_at)
+
+    def read(self, raw: Mapping[str, Any], received_at: float) -> InboundMessage:
+        """Of a text that came from the list of messages, too."""
+        if "sid" not in raw:
+            return super().read(raw, received_at)
+        try:
+            return replace(self._listed(raw), received_at=received_at)
+        except (OutcomeUnknown, KeyError):
+            raise PayloadError("no message of the list") from None
+
     def acknowledge(self) -> Response:
         """TwiML that answers nothing: the reply is sent later, by us."""
         twiml = '<?xml version="1.0" encoding="UTF-8"?><Response/>'
@@ -233,7 +247,7 @@ class Twilio(Provider):
         for page, _ in self._pages({"To": ours}, secrets, http):
             for one in page:
                 if one.get("direction") == "inbound" and _created_at(one) >= since:
-                    yield _listed(one)
+                    yield self._listed(one)
             if page and all(_created_at(one) < since - _LIST_MARGIN for one in page):
                 return
 
@@ -241,18 +255,48 @@ class Twilio(Provider):
         """https://www.twilio.com/docs/messaging/api/media-resource"""
         if message.raw.get("num_media", "0") in ("0", None):
             return message
-        account, token = _credentials(secrets)
-        path = f"/2010-04-01/Accounts/{account}/Messages/{message.id}/Media"
-        answer = _ask(http, f"{self.api_url}{path}.json", auth=(account, token))
-        found = answer.get("media_list")
-        if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        credentials = _credentials(secrets)
+        answer = _ask(http, f"{self._media_url(message.raw)}.json", auth=credentials)
+        return self._listed({**message.raw, "media_list": answer.get("media_list")})
+
+    def _listed(self, one: Mapping[str, Any]) -> InboundMessage:
+        """A text as the list of messages has it, with its attachments where `with_media` put them.
+
+        Of the webhook it lacks what Twilio makes of STOP words (`OptOutType`); it knows when the
+        text came. Raises OutcomeUnknown where it cannot be read.
+        """
+        names = ("sid", "account_sid", "from", "to", "body")
+        sid, account, sender, recipient, body = (one.get(name) or "" for name in names)
+        media = one.get("media_list", [])
+        if (
+            not all(isinstance(text, str) for text in (sid, account, sender, recipient, body))
+            or not isinstance(media, list)
+            or not all(isinstance(entry, dict) for entry in media)
+        ):
             raise OutcomeUnknown("unreadable_answer")
-        # The address that the webhook would have had.
-        media = tuple(
-            Media(f"{self.api_url}{path}/{one.get('sid')}", str(one.get("content_type") or ""))
-            for one in found
+        segments = str(one.get("num_segments"))
+        at = _created_at(one)
+        return InboundMessage(
+            provider=self.name,
+            account=account,
+            id=sid,
+            sender=sender,
+            recipient=recipient,
+            text=decode_base64(body) or body,
+            received_at=at,
+            sent_at=at,
+            # The addresses that the webhook would have had.
+            media=tuple(
+                Media(f"{self._media_url(one)}/{entry.get('sid')}", entry.get("content_type") or "")
+                for entry in media
+            ),
+            segments=int(segments) if _SEGMENTS.fullmatch(segments) else None,
+            raw=one,
         )
-        return replace(message, media=media, raw={**message.raw, "media_list": found})
+
+    def _media_url(self, one: Mapping[str, Any]) -> str:
+        path = f"/2010-04-01/Accounts/{one.get('account_sid')}/Messages/{one.get('sid')}/Media"
+        return self.api_url + path
 
     def _pages(
         self, query: Mapping[str, str], secrets: Secrets, http: Http
@@ -385,25 +429,6 @@ def _message(
         segments=int(segments) if _SEGMENTS.fullmatch(segments) else None,
         consent_hint=CONSENT.get(params.get("OptOutType", "").upper()),
         raw=raw,
-    )
-
-
-def _listed(one: Mapping[str, Any]) -> InboundMessage:
-    """A text as the list of messages has it. Of the webhook it lacks what Twilio makes of STOP
-    words (`OptOutType`); it knows when the text came."""
-    body, segments = one.get("body") or "", str(one.get("num_segments"))
-    at = _created_at(one)
-    return InboundMessage(
-        provider=Twilio.name,
-        account=one.get("account_sid") or "",
-        id=one["sid"],
-        sender=one.get("from") or "",
-        recipient=one.get("to") or "",
-        text=decode_base64(body) or body,
-        received_at=at,
-        sent_at=at,
-        segments=int(segments) if _SEGMENTS.fullmatch(segments) else None,
-        raw=one,
     )
 
 
