@@ -280,7 +280,8 @@ def _is_message(envelope: Envelope) -> bool:
 def _is_done(envelope: Envelope, item: Item | None) -> bool:
     """Whether a text is stored; a replay, whether it is not any more as it was read."""
     if envelope.kind == "replay":
-        return item is None or item.get("archive_key") != envelope.payload.get("archived_in")
+        named = None if item is None else item.get("archive_key")
+        return named is None or named != envelope.payload.get("archived_in")
     return item is not None
 
 

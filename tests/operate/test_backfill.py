@@ -281,9 +281,48 @@ def test_what_was_answered_and_never_stored_is_stored(world: World, provider: Tw
     world.runtime.clock += HOUR
     done = filled(world)
     assert (done.taken_up, done.to_be_stored) == ([], [str(id_)])
+    assert world.receive("outbound.fifo") == []
     world.work()
     assert len(provider.sent()) == 1
     assert agree(world)
+
+
+def test_what_is_never_answered_is_stored_alone(world: World, provider: Twilio) -> None:
+    provider.cut = True
+    provider.text("who are you", "HERON")
+    world.runtime.clock += HOUR
+    assert len(filled(world).taken_up) == 1
+    assert world.receive("outbound.fifo") == []
+    world.work()
+    assert agree(world)
+
+
+def test_what_sqs_swallows_of_a_webhook_it_does_not_swallow_here(
+    world: World, provider: Twilio
+) -> None:
+    # GIVEN a text that was on the outbound queue moments ago, and that both queues lost
+    id_ = provider.text("is the heron lost")
+    for queue in ("processing", "outbound.fifo"):
+        world.runtime.sqs.purge_queue(QueueUrl=world.url(queue))
+    world.runtime.clock += UNDER_WAY + 1
+    filled(world)
+    world.work()
+    assert reply(world, id_) == "sent"
+
+
+def test_it_is_stored_as_of_now_and_was_said_then(world: World, provider: Twilio) -> None:
+    provider.cut = True
+    id_ = provider.text("is the heron lost")
+    said_at = world.runtime.clock
+    provider.cut = False
+    world.runtime.clock += HOUR
+    filled(world)
+    world.work()
+    item = world.items()[f"C#{id_.conversation}", f"IN#{id_.message}"]
+    assert (item["sent_at"], item["received_at"]) == (int(said_at), world.runtime.clock)
+    found = world.ledger.find(id_)
+    assert found is not None
+    assert found.received_at == int(said_at)
 
 
 def test_attachments_are_taken_up_too(world: World, provider: Twilio) -> None:

@@ -112,6 +112,10 @@ def test_a_new_look_up_is_asked_about_all_that_came(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = live(world)
+    for id_ in ids:
+        # (As MESSAGE_DAYS was then.)
+        key = (f"C#{id_.conversation}", f"IN#{id_.message}")
+        world.table.update(key, "SET expires_at = expires_at - :day", values={":day": int(DAY)})
     before = world.items()
     sent = world.sent
     learns(monkeypatch)
@@ -402,6 +406,30 @@ def test_it_keeps_its_rate(world: World) -> None:
     began = world.runtime.clock
     assert replayed(world, rate=5.0).texts == 25
     assert world.runtime.clock - began == pytest.approx(4.0)
+
+
+def test_what_it_has_written_itself_is_not_read_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN processing that is quick, and texts in an object each
+    for number in range(12):
+        world.text(f"heron {number}", f"SM-{number}")
+        world.work()
+    world.runtime.clock = time.time()
+    time.sleep(1.1)  # (S3 tells whole seconds.)
+    learns(monkeypatch)
+    monkeypatch.setattr(replay, "_AT_ONCE", 1)
+    send = Replay._send_some
+
+    def at_once(self: Replay, some: list[Envelope]) -> None:
+        send(self, some)
+        world.work()
+
+    monkeypatch.setattr(Replay, "_send_some", at_once)
+    one = Replay(world.stage, rate=1e6)
+    world.runtime.clock = int(time.time())
+    one.since(world.runtime.clock - DAY, None)
+    assert one.done.texts == 12
 
 
 # --- the command ---------------------------------------------------------------------------------
