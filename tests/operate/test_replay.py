@@ -22,6 +22,7 @@ from chalicelib.providers.base import PayloadError
 from chalicelib.providers.twilio import Twilio
 from chalicelib.queues import Envelope
 from chalicelib.receiving import inbound
+from chalicelib.table import Table
 from spillway import cli
 from spillway.operate import replay
 from spillway.operate.erasure import OBJECT_SPAN, Erasure
@@ -36,6 +37,10 @@ from tests.signing import telnyx_event, twilio_event
 OTHER = "+14155550143"
 HOUR = 3600.0
 PARSE = Twilio.parse
+
+
+class Died(BaseException):
+    """The end of processing: nothing after it is run."""
 
 
 @pytest.fixture(autouse=True)
@@ -365,6 +370,35 @@ def test_a_replay_that_comes_twice_is_done_once(
     world.work()
     assert item(world, first) == after
     assert world.objects() == objects
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_a_death_of_processing_is_made_good_by_the_next_delivery(
+    world: World, monkeypatch: pytest.MonkeyPatch, served: bool
+) -> None:
+    # GIVEN processing that dies before or after the one write of a replay, with its line archived
+    first, *_ = live(world)
+    learns(monkeypatch)
+    replayed(world, first)
+    (one,) = world.receive("processing", seconds=0)
+    record = {"messageId": "m", "receiptHandle": "h", "body": one["Body"]}
+    update = Table.update
+
+    def dying(self: Table, *arguments: Any, **more: Any) -> Any:
+        if served:
+            update(self, *arguments, **more)
+        raise Died
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Table, "update", dying)
+        with pytest.raises(Died):
+            world.processing.handle({"Records": [record]}, Context())
+    # WHEN it is delivered again
+    world.work()
+    # THEN it is done, and the stores agree but for the line of before
+    assert item(world, first)["lookups"] == {"heron": len("the heron is awake")}
+    assert differences(world) == {"surplus_line": 1}
+    assert differences(world) == {}
 
 
 def test_who_is_erased_meanwhile_does_not_come_back(world: World) -> None:
