@@ -255,6 +255,7 @@ def _show(console: Console, done: Backfilled) -> None:
             f"{len(done.to_be_stored):,} are in the ledger and not in the table, and {verb} stored"
         )
     if not done.taken_up and not done.to_be_stored:
-        console.print("[green]All of them came.[/green]")
+        if not done.under_way:
+            console.print("[green]All of them came.[/green]")
     elif not done.dry_run:
         console.print("When the queues are empty: spillway reconcile")

@@ -27,7 +27,7 @@ def reconcile(
         str,
         typer.Option(
             metavar="TIME",
-            help="Of what came since then: 2026-11-24, 2026-11-24T06:30Z, 36h, 14d. [everything]",
+            help="Only what came since then: 2026-11-24, 2026-11-24T06:30Z, 36h, 14d.",
         ),
     ] = "",
     wait: Annotated[
@@ -79,7 +79,8 @@ def _show(console: Console, found: Reconciled) -> None:
 
     console.print(
         f"Stage {found.stage}: {found.texts:,} texts and {found.replies:,} replies in the table, "
-        f"{found.lines:,} lines in {found.objects:,} objects of the archive",
+        f"{found.lines:,} lines in {found.objects:,} objects of the archive (without the last ten "
+        "minutes)",
         soft_wrap=True,
     )
     _list(console, "put right", PUT_RIGHT, found.put_right)

@@ -17,6 +17,7 @@ still come back to:
     no item for a line            the item that processing would have made, inserted where none is
     an item that names an object  named anew, if the item still names that object
     without its line
+    an item of another copy       made to say what its line says, under the same condition
     stored, and never answered    put on the outbound queue once more: the ledger makes one of two,
                                   and what is too old is recorded so
     begun, and never ended        likewise; a reply that has words goes on with these
@@ -57,6 +58,8 @@ PUT_RIGHT: Mapping[str, str] = {
     "taken out",
     "not_in_table": "archived and not in the table: the item is made again from its line",
     "wrong_object": "its item named an object without its line: it names the one that has it",
+    "other_copy": "its webhook came twice at the same moment, and its item has the time and the "
+    "look-ups of one copy, its line those of the other: the item says what the line says",
     "never_answered": "stored and never begun to be answered: put on the outbound queue",
     "never_ended": "its reply was begun and stood on no queue: put on the outbound queue",
 }
@@ -77,6 +80,9 @@ OPEN: Mapping[str, str] = {
     "writes there",
 }
 
+# What two copies of a text that are worked on at the same moment may differ in. Both have the same
+# object, and the later one's line stays; the item is that of whoever came first.
+_OF_A_COPY = ("received_at", "sent_at", "lookups")
 _NEVER = 1e11  # unix seconds, and days
 # Seconds for which what came is left to whoever works on it, whatever the queues look like.
 RECENT = 600.0
@@ -355,7 +361,7 @@ class Reconciliation:
         there = [line for line in lines if line.object == item.get("archive_key")]
         if not there and lines:
             best = next((line for line in lines if _digest(_said_on(line.said)) == said), lines[0])
-            if not self._name_anew(item, best.object):
+            if not self._change(item, {"archive_key": best.object}):
                 return  # it has moved on meanwhile
             self._put_right("wrong_object", str(id_))
             there = [line for line in lines if line.object == best.object]
@@ -365,9 +371,16 @@ class Reconciliation:
             return
         stays = next((line for line in there if _digest(_said_on(line.said)) == said), None)
         if stays is None:
-            self._open("altered", str(id_))
-        else:
-            self._take_out_later(id_, lines, stays)
+            same = _without_copy(_said_by(item))
+            stays = next((one for one in there if _without_copy(_said_on(one.said)) == same), None)
+            if stays is None:
+                self._open("altered", str(id_))
+                return
+            anew = {name: stays.said.get(name) for name in _OF_A_COPY}
+            if not self._change(item | {"archive_key": stays.object}, anew):
+                return
+            self._put_right("other_copy", str(id_))
+        self._take_out_later(id_, lines, stays)
 
     def _judge_reply(
         self, id_: MessageId, item: Item | None, reply: Reply | None, kept_until: Item
@@ -442,16 +455,19 @@ class Reconciliation:
 
     # -- putting right ------------------------------------------------------------------------
 
-    def _name_anew(self, item: Item, object_: str) -> bool:
+    def _change(self, item: Item, values: Item) -> bool:
+        """Sets these of an item (None: takes it out), if it still names the object that it was
+        read with."""
         named = item.get("archive_key")
-        values = {":new": object_, **({} if named is None else {":old": named})}
-        there = "archive_key = :old" if named is not None else "attribute_not_exists(archive_key)"
+        there = "archive_key = :named" if named is not None else "attribute_not_exists(archive_key)"
+        removed = [name for name, value in values.items() if value is None]
+        update = "SET " + ", ".join(f"{name} = :{name}" for name in values if name not in removed)
         try:
             self._table.update(
                 (item["pk"], item["sk"]),
-                "SET archive_key = :new",
+                f"{update} REMOVE {', '.join(removed)}" if removed else update,
                 condition=f"attribute_exists(pk) AND attribute_not_exists(erased_at) AND {there}",
-                values=values,
+                values={f":{name}": value for name, value in values.items()} | {":named": named},
             )
         except Conflict:
             return False
@@ -528,6 +544,10 @@ def _said_by(item: Item) -> Item:
 def _said_on(line: Item) -> Item:
     """What of a line its item says, too: all but the payload as it came."""
     return kept({name: value for name, value in line.items() if name != "raw"})
+
+
+def _without_copy(said: Item) -> Item:
+    return {name: value for name, value in said.items() if name not in _OF_A_COPY}
 
 
 def _digest(said: Item) -> bytes:

@@ -62,7 +62,7 @@ class Replayed:
 def replay(
     ids: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ID ...]", help="These messages, whenever they came."),
+        typer.Argument(metavar="ID", help="These messages, whenever they came."),
     ] = None,
     stage: StageOption = LOCAL,
     since: Annotated[
@@ -73,7 +73,7 @@ def replay(
         ),
     ] = "",
     until: Annotated[
-        str, typer.Option(metavar="TIME", help="... and before then. [now]", show_default=False)
+        str, typer.Option(metavar="TIME", help="... and before then, if not until now.")
     ] = "",
     quarantine: Annotated[
         bool,

@@ -259,8 +259,14 @@ DAMAGES = [
     Damage(
         "it loses when it came",
         lambda w: update(w, "IN", "REMOVE received_at"),
-        {"altered": 1},
-        {"altered": 1},
+        {"other_copy": 1},
+        {},
+    ),
+    Damage(
+        "it was asked about otherwise, and names an object that is not there",
+        each(lambda w: update(w, "IN", "SET lookups = :new", new={"heron": 1}), name_nowhere),
+        {"wrong_object": 1, "other_copy": 1},
+        {},
     ),
     Damage(
         "it names an object that is not there",
@@ -445,6 +451,39 @@ def test_what_is_put_right_is_as_it_was(world: World, now: FakeRuntime) -> None:
     assert sorted(said) == sorted(
         line for content in objects.values() for line in content.splitlines()
     )
+
+
+@pytest.mark.parametrize("copies", [lambda *two: two, lambda *two: reversed(two)])
+def test_two_copies_that_were_worked_on_at_the_same_moment(
+    world: World,
+    now: FakeRuntime,
+    monkeypatch: pytest.MonkeyPatch,
+    copies: Callable[..., Iterator[Any]],
+) -> None:
+    # GIVEN a webhook that came twice, and two environments that both find it new
+    world.text("the heron is here twice", "SM-x")
+    (one,) = world.receive("processing", seconds=0)
+    first = json.loads(one["Body"])
+    second = {
+        **first,
+        "received_at": first["received_at"] + 7,
+        "payload": {**first["payload"], "sent_at": first["received_at"] + 5},
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(Table, "get_many", lambda self, keys: {})
+        for body in copies(first, second):
+            record = {"messageId": "m", "receiptHandle": "h", "body": json.dumps(body)}
+            world.processing.handle({"Records": [record]}, Context())
+    id_ = stored(world, "SM-x")
+    assert line(world, id_)["received_at"] != item(world, id_)["received_at"]
+    world.work()
+    # WHEN they are held against each other, THEN they say the same
+    life = item(world, id_)["expires_at"]
+    assert found(reconciled(world)) == {"other_copy": 1}
+    assert line(world, id_)["received_at"] == item(world, id_)["received_at"]
+    assert line(world, id_)["sent_at"] == item(world, id_).get("sent_at")
+    assert item(world, id_)["expires_at"] == life
+    assert found(reconciled(world)) == {}
 
 
 @pytest.mark.parametrize(("age", "states"), [(60.0, ["sent"]), (3600.0, ["expired"])])
