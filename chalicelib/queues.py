@@ -26,7 +26,7 @@ from chalicelib.messages import (
 from chalicelib.runtime import Runtime
 
 T = TypeVar("T")
-Kind = Literal["inbound", "outgoing", "receipt", "unreadable", "settle", "resume"]
+Kind = Literal["inbound", "outgoing", "receipt", "unreadable", "settle", "resume", "replay"]
 
 PROCESSING = "processing"
 OUTBOUND = "outbound.fifo"
@@ -60,6 +60,9 @@ class Envelope:
     Two kinds speak of a reply and carry no words, since the ledger has them: `settle`, for
     processing, that a part is unknown (`payload` says which, for whoever reads the queue: the
     ledger's state decides); `resume`, for the sender, that parts wait behind one that was settled.
+
+    A `replay` is a text that was stored before, to be examined once more by processing: its payload
+    is that of `inbound`, and `archived_in`, the object of the archive that has its line.
     """
 
     kind: Kind
@@ -82,7 +85,7 @@ class Envelope:
         return str(id_) if known else ""
 
     def inbound(self) -> InboundMessage:
-        fields = dict(self.payload)
+        fields = {name: value for name, value in self.payload.items() if name != "archived_in"}
         fields["media"] = tuple(Media(**one) for one in fields.get("media", ()))
         if fields.get("part"):
             fields["part"] = Concatenated(**fields["part"])

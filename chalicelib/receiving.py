@@ -164,13 +164,13 @@ class Receiver:
         outbound: list[tuple[Envelope, str]] = []
         for one in provider.parse(request):
             if isinstance(one, DeliveryReceipt):
-                processing.append((_receipt(one, request.received_at), ""))
+                processing.append((receipt(one, request.received_at), ""))
                 continue
-            id_ = self._id_of(one)
-            processing.append((_inbound(one, id_, callback_url), ""))
+            id_ = self._keys.message_id(one)
+            processing.append((inbound(one, id_, callback_url), ""))
             if answerable(one):
                 # `raw` is for the archive; the sender has no use for it.
-                envelope = _inbound(one, id_, callback_url, raw=False)
+                envelope = inbound(one, id_, callback_url, raw=False)
                 outbound.append((envelope, id_.message))
         return processing, outbound
 
@@ -178,12 +178,6 @@ class Receiver:
         if any(len(envelope.body()) > LARGEST_BODY for envelope, _ in envelopes):
             raise TooLarge
         self._queues.send(queue, envelopes)
-
-    def _id_of(self, message: InboundMessage) -> MessageId:
-        return MessageId(
-            self._keys.conversation(message.ours, message.theirs),
-            self._keys.message(message.provider, message.account, message.id),
-        )
 
     # -- our own clients ----------------------------------------------------------------------
 
@@ -334,9 +328,10 @@ def _own_path(event: Mapping[str, Any]) -> str:
     return path
 
 
-def _inbound(
+def inbound(
     message: InboundMessage, id_: MessageId, callback_url: str, *, raw: bool = True
 ) -> Envelope:
+    """A text as it travels: with `raw` for processing, without it for the sender."""
     payload = asdict(message)
     if not raw:
         del payload["raw"]
@@ -345,10 +340,11 @@ def _inbound(
     )
 
 
-def _receipt(receipt: DeliveryReceipt, received_at: float) -> Envelope:
-    named = parse_reference(receipt.reference)
+def receipt(one: DeliveryReceipt, received_at: float) -> Envelope:
+    """A receipt as it travels, to processing."""
+    named = parse_reference(one.reference)
     conversation = named[0].conversation if named else ""
-    return Envelope("receipt", conversation, "", received_at, asdict(receipt))
+    return Envelope("receipt", conversation, "", received_at, asdict(one))
 
 
 def _unreadable(provider: Provider, request: WebhookRequest) -> Envelope:

@@ -28,6 +28,7 @@ QUEUES = (PROCESSING, OUTBOUND, *DEAD_LETTERS.values())
 _LOOK = 30
 # What SQS says of a handle whose time is over, on a FIFO queue alone.
 _TOO_LATE = ("InvalidParameterValue", "ReceiptHandleIsInvalid")
+_NEVER = 1e11  # unix seconds
 # What S3 says where an object is not as it was read, or gone.
 _CHANGED = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey")
 
@@ -143,13 +144,15 @@ class Stores:
         for key in self.objects("messages/", since):
             yield from self.lines(key)
 
-    def objects(self, prefix: str, since: float = 0.0) -> Iterator[str]:
-        """The keys of the archive's objects that were written since then (unix seconds)."""
+    def objects(self, prefix: str, since: float = 0.0, until: float = _NEVER) -> Iterator[str]:
+        """The keys of the archive's objects that were written since then, and before then (unix
+        seconds), in their order."""
         start = datetime.fromtimestamp(int(since), UTC)
+        end = datetime.fromtimestamp(until, UTC)
         pages = self._s3.get_paginator("list_objects_v2")
         for page in pages.paginate(Bucket=self.bucket, Prefix=prefix):
             for found in page.get("Contents", []):
-                if found["LastModified"] >= start:
+                if start <= found["LastModified"] < end:
                     yield found["Key"]
 
     def lines(self, key: str) -> list[Item]:
@@ -175,6 +178,11 @@ class Stores:
             Body=json.dumps(content, sort_keys=True).encode(),
             ContentType="application/json",
         )
+
+    def written(self, key: str) -> float:
+        """When an object was written, in unix seconds."""
+        at: datetime = self._s3.head_object(Bucket=self.bucket, Key=key)["LastModified"]
+        return at.timestamp()
 
     def replace(self, key: str, content: bytes, etag: str) -> bool:
         """Writes an object of messages anew, or deletes it where nothing is left of it; whether it

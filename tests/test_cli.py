@@ -26,7 +26,10 @@ def spillway(*arguments: str, **variables: str) -> subprocess.CompletedProcess[s
     )
 
 
-COMMANDS = ("run", "text", "burst", "status", "trace", "doctor", "erase", "deploy", "destroy")
+COMMANDS = (
+    *("run", "text", "burst", "status", "trace", "doctor", "erase", "reconcile", "backfill"),
+    *("replay", "deploy", "destroy"),
+)
 
 
 GROUPS = (

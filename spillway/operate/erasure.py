@@ -52,6 +52,7 @@ from chalicelib.queues import DEAD_LETTERS, OUTBOUND, PROCESSING, Envelope, Enve
 from chalicelib.settling import LISTED_AFTER
 from chalicelib.table import Conflict, Item, Key, Table
 from spillway.operate.letters import said_in
+from spillway.operate.progress import Tell
 from spillway.problem import Problem
 from spillway.stage import Stage
 from spillway.stores import DeadLetter
@@ -90,8 +91,6 @@ _KEPT = frozenset(
         "erased_at",
     )
 )
-
-Tell = Callable[[str, int, int], None]
 
 
 @dataclass(slots=True)
@@ -176,7 +175,7 @@ class Erasure:
 
     def run(self) -> Erased:
         """Raises Problem where the number turns out to be one of ours, and what AWS raises."""
-        unseen = self._wait_for_queues()
+        unseen = wait_for_queues(self._stage, self._wait, self._tell)
         found = self._read_table()
         objects = self._objects(found.first)
         removed = {
@@ -218,28 +217,6 @@ class Erasure:
             },
             unseen={queue: found.unseen for queue, found in letters.items()},
         )
-
-    # -- the queues ---------------------------------------------------------------------------
-
-    def _wait_for_queues(self) -> dict[str, int]:
-        """Until both were seen empty often enough; then what stood on them is in the stores. For
-        each that was not, how many of its messages nobody could look into."""
-        end = self._runtime.now() + self._wait
-        least = dict.fromkeys((PROCESSING, OUTBOUND), 0)
-        empty: Counter[str] = Counter()
-        first = True
-        while True:
-            for queue in least:
-                total = self._stores.depth(queue).total
-                empty[queue] += total == 0
-                # (Of those that stood there at first, no more can be left than the fewest since.)
-                least[queue] = total if first else min(least[queue], total)
-            first = False
-            waiting = [queue for queue in least if empty[queue] < LOOKS]
-            if not waiting or self._runtime.now() >= end:
-                return {queue: max(1, least[queue]) if queue in waiting else 0 for queue in least}
-            self._tell("waiting for the queues", 0, 0)
-            self._runtime.sleep(BETWEEN if self._stage.local is None else BETWEEN_LOCALLY)
 
     # -- the table ----------------------------------------------------------------------------
 
@@ -452,6 +429,29 @@ class Erasure:
     def _is_theirs(self, text: object) -> bool:
         """Whether the number is in it."""
         return isinstance(text, str) and self._form.search(text) is not None
+
+
+def wait_for_queues(stage: Stage, wait: float, tell: Tell) -> dict[str, int]:
+    """Waits until both were seen empty often enough, for `wait` seconds at most; then what stood on
+    them is in the stores. For each that was not, how many of its messages nobody could look
+    into."""
+    runtime = stage.runtime()
+    end = runtime.now() + wait
+    least = dict.fromkeys((PROCESSING, OUTBOUND), 0)
+    empty: Counter[str] = Counter()
+    first = True
+    while True:
+        for queue in least:
+            total = stage.stores.depth(queue).total
+            empty[queue] += total == 0
+            # (Of those that stood there at first, no more can be left than the fewest since.)
+            least[queue] = total if first else min(least[queue], total)
+        first = False
+        waiting = [queue for queue in least if empty[queue] < LOOKS]
+        if not waiting or runtime.now() >= end:
+            return {queue: max(1, least[queue]) if queue in waiting else 0 for queue in least}
+        tell("waiting for the queues", 0, 0)
+        runtime.sleep(BETWEEN if stage.local is None else BETWEEN_LOCALLY)
 
 
 def _envelope(letter: DeadLetter) -> Envelope | None:

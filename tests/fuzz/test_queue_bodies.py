@@ -39,6 +39,9 @@ UNREADABLE = Envelope(
 )
 SETTLE = replace(inbound(), kind="settle", payload={"part": 1, "attempt": 0})
 RESUME = replace(outgoing(), kind="resume", payload={})
+REPLAY = replace(
+    inbound(id_="SM3"), kind="replay", payload={**inbound().payload, "archived_in": "messages/x"}
+)
 # As they are on the queue.
 GOOD = [
     json.loads(one.body())
@@ -50,6 +53,7 @@ GOOD = [
         UNREADABLE,
         SETTLE,
         RESUME,
+        REPLAY,
     )
 ]
 

@@ -31,7 +31,7 @@ from spillway.operate.status import read_status
 from spillway.problem import Problem
 from spillway.stage import Stage
 from tests.fakes import HASH_KEY, OURS, Context, FakeRuntime, inbound, outgoing, sqs_event
-from tests.operate.conftest import NAME
+from tests.operate.world import NAME
 
 KEYS = Keys(HASH_KEY)
 PERSON, OTHER = "+14155550142", "+14155550143"

@@ -26,7 +26,7 @@ from spillway.problem import Problem
 from spillway.stage import Stage
 from spillway.stores import QUEUES
 from tests.fakes import HASH_KEY, OURS, SECRETS, FakeRuntime
-from tests.operate.conftest import NAME
+from tests.operate.world import NAME
 
 KEYS = Keys(HASH_KEY)
 PERSON, TELNYXS = "+14155550142", "+14155550199"
