@@ -10,12 +10,17 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping
+from itertools import takewhile
 
 from chalicelib.messages import ConsentEvent, Keys
 from chalicelib.observing import count, log
 from chalicelib.table import Conflict, Item, Key, Table
 
 TIE_SECONDS = 2.0
+# Events of one person that are kept with their evidence, the newest. (DynamoDB takes 400 KB an
+# item; these are 90 at most, and a few where people say what people say.)
+KEPT = 100
+_EVIDENCE = ("event", "at", "words", "source", "id")
 
 # As `_words` leaves them: "OPT-OUT" is "opt out".
 #
@@ -237,6 +242,19 @@ def takes_effect(
     return recorded_at < at - TIE_SECONDS
 
 
+def events_of(entry: Item | None) -> list[Item]:
+    """The events of an entry that took effect, the newest `KEPT` of them, the oldest first: each
+    with `event`, `at`, `words`, `source` and `id`. The last is what holds."""
+    if entry is None:
+        return []
+    return [*entry.get("earlier", []), {name: entry.get(name, "") for name in _EVIDENCE}]
+
+
+def is_personal(entry: Item) -> bool:
+    """Whether an entry says whose it is, or in which words they said it."""
+    return bool(entry.get("number") or any(one["words"] for one in events_of(entry)))
+
+
 class ConsentList:
     """The list of a brand, on the table. Raises what the table raises."""
 
@@ -247,7 +265,7 @@ class ConsentList:
 
     def opted_out(self, number: str) -> bool:
         """Whether this number wants no texts of ours, as of now."""
-        item = self._table.get(self._key(number))
+        item = self._table.get(self.key(number))
         return item is not None and item["event"] == "stop"
 
     def opted_out_by(self, number: str, id_: str) -> bool:
@@ -256,7 +274,7 @@ class ConsentList:
         Of all the messages that say STOP this holds for one alone, until the next START: that one
         is confirmed, however often it and its likes come, to whichever of our numbers.
         """
-        item = self._table.get(self._key(number))
+        item = self._table.get(self.key(number))
         return item is not None and item["event"] == "stop" and item.get("since_id") == id_
 
     def record(
@@ -266,23 +284,45 @@ class ConsentList:
 
         `at`: when the person said it, unix seconds. `words`, `source` and `id_` are the evidence:
         what they said, through whom, in which message. The entry's `since_id` is the message that
-        brought about what now holds; another of the same kind moves on all but that.
+        brought about what now holds; another of the same kind moves on all but that. What held
+        before goes to `earlier`, in the same write. The number is kept for as long as it is opted
+        out: whoever moves away has to take the list along, and its keys are hashes.
         """
-        entry = {"event": event, "at": at, "words": words[:160], "source": source, "id": id_}
-        key = self._key(number)
+        said = {"event": event, "at": at, "words": words[:160], "source": source, "id": id_}
+        key = self.key(number)
         there = self._table.get(key)
         while takes_effect(
             event, at, there["event"] if there else None, there["at"] if there else None
         ):
-            again = there is not None and there["event"] == event
-            if there is not None and again and there["id"] == id_:
+            before = events_of(there)
+            alike = list(takewhile(lambda one: one["event"] == event, reversed(before)))
+            if any(one["id"] == id_ for one in alike):
                 # A message says a thing once: a duplicate that came hours later says it no later.
                 return True
-            since = there.get("since_id", "") if there is not None and again else id_
-            there = self._replace(key, there, {**entry, "since_id": since})
+            entry = {
+                **said,
+                "since_id": there.get("since_id", "") if there and alike else id_,
+                "number": number if event == "stop" else "",
+                "earlier": before[1 - KEPT :],
+                "dropped": (there or {}).get("dropped", 0) + max(0, len(before) + 1 - KEPT),
+            }
+            there = self._replace(key, there, entry)
             if there is None:
                 return True
         return False
+
+    def find(self, number: str) -> Item | None:
+        """The entry of a number, for `events_of`; None where it never said anything."""
+        return self._table.get(self.key(number))
+
+    def erase(self, key: Key) -> None:
+        """Takes number and words out of an entry. What was said stays, when, through whom and in
+        which message: whoever said STOP is still opted out, and it can still be shown."""
+        there = self._table.get(key)
+        while there is not None and is_personal(there):
+            earlier = [{**one, "words": ""} for one in there.get("earlier", [])]
+            entry = {"words": "", "number": "", "earlier": earlier}
+            there = self._replace(key, there, entry)
 
     def record_refusal(self, number: str, at: float, *, provider: str, code: str, id_: str) -> None:
         """Writes down that a provider refused a send because the number opted out, at the provider
@@ -305,6 +345,8 @@ class ConsentList:
 
     def _replace(self, key: Key, there: Item | None, entry: Item) -> Item | None:
         """Writes the entry over the one that was read; returns what has come between, or None."""
+        read = (there or {}).get("version", 0)
+        entry = {**entry, "version": read + 1}
         if there is None:
             return self._table.insert({"pk": key[0], "sk": key[1], **entry})
         names = {f"#{name}": name for name in entry}
@@ -313,9 +355,12 @@ class ConsentList:
             self._table.update(
                 key,
                 "SET " + ", ".join(f"#{name} = :{name}" for name in entry),
-                condition="#event = :event_read AND #at = :at_read",
+                # (Whatever was put there by hand has no version.)
+                condition="#version = :read"
+                if read
+                else "attribute_exists(pk) AND attribute_not_exists(#version)",
                 names=names,
-                values={**values, ":event_read": there["event"], ":at_read": there["at"]},
+                values={**values, ":read": read} if read else values,
             )
         except Conflict as conflict:
             if conflict.item is None:
@@ -323,7 +368,8 @@ class ConsentList:
             return conflict.item
         return None
 
-    def _key(self, number: str) -> Key:
+    def key(self, number: str) -> Key:
+        """Of the number's entry."""
         return f"P#{self._brand}#{self._keys.number(number)}", "CONSENT"
 
 

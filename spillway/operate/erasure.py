@@ -2,7 +2,7 @@
 and a second search shows that they are gone.
 
 Of each message its keys (hashes), states and times stay, so that none is ever answered again; of an
-opt-out all but the words. docs/RETENTION.md says why, and what no command can reach.
+opt-out all but number and words. docs/RETENTION.md says why, and what no command can reach.
 
 It may die anywhere, and is then run again. What each step leaves behind:
 
@@ -45,7 +45,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 
-from chalicelib.consent import ConsentList, event_in
+from chalicelib import statements
+from chalicelib.consent import ConsentList, event_in, is_personal
 from chalicelib.ledger import DAY, Busy, Ledger, Reply, reply_of
 from chalicelib.messages import (
     DeliveryReceipt,
@@ -125,8 +126,8 @@ class Erased:
 
 @dataclass(slots=True)
 class _InTable:
-    """A person's items: texts, replies, and consent with words. `first`: when their first message
-    came, None where there is none."""
+    """A person's items: texts, replies, and consent with number or words. `first`: when their first
+    message came, None where there is none."""
 
     texts: list[Item] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
@@ -268,7 +269,7 @@ class Erasure:
         if any(self._is_theirs(item.get(name)) for name in ("to", "ours")):
             raise Problem(f"{mask(self._number)} is one of our own numbers: people wrote to it.")
         if sk == "CONSENT":
-            if pk.endswith(self._consent_key) and item.get("words"):
+            if pk.endswith(self._consent_key) and is_personal(item):
                 found.consent.append((pk, sk))
             return
         named = any(self._is_theirs(item.get(name)) for name in ("from", "theirs"))
@@ -328,9 +329,7 @@ class Erasure:
         return True
 
     def _blank_consent(self, key: Key) -> bool:
-        self._table.update(
-            key, "SET words = :none", condition="attribute_exists(pk)", values={":none": ""}
-        )
+        self._consent.erase(key)
         return True
 
     # -- the archive --------------------------------------------------------------------------
@@ -442,12 +441,14 @@ class Erasure:
         if envelope.kind in ("inbound", "outgoing"):
             who = "sender" if envelope.kind == "inbound" else "theirs"
             return self._is_theirs(envelope.payload.get(who))
+        if envelope.kind == "consent":
+            return self._is_theirs(envelope.payload.get("number"))
         if envelope.kind == "unreadable":
             return self._is_in_unreadable(dict(envelope.payload))
         return envelope.conversation in self._conversations
 
     def _heed(self, letter: DeadLetter) -> None:
-        """Records what a letter says of the person's consent, without their words: once it is
+        """Records what a letter says of the person's consent, without number and words: once it is
         deleted nobody else will."""
         envelope = _envelope(letter)
         try:
@@ -455,8 +456,11 @@ class Erasure:
                 self._heed_text(envelope, envelope.inbound())
             elif envelope is not None and envelope.kind == "receipt":
                 self._heed_receipt(envelope.receipt())
-        except TypeError:
+            elif envelope is not None and envelope.kind == "consent":
+                self._heed_statement(envelope)
+        except (TypeError, statements.BadStatement):
             return  # its payload is none of ours
+        self._consent.erase(self._consent.key(self._number))
 
     def _heed_text(self, envelope: Envelope, message: InboundMessage) -> None:
         opted_out = self._consent.opted_out(message.sender)
@@ -473,6 +477,12 @@ class Erasure:
             words="",
             source=message.provider,
             id_=envelope.id,
+        )
+
+    def _heed_statement(self, envelope: Envelope) -> None:
+        said = statements.read(dict(envelope.payload), envelope.received_at)
+        self._consent.record(
+            self._number, said.event, said.at, words="", source=said.source, id_=envelope.id
         )
 
     def _heed_receipt(self, receipt: DeliveryReceipt) -> None:

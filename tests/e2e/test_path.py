@@ -179,6 +179,8 @@ def test_an_opted_out_number_gets_nothing(stack: Stack) -> None:
         ("/webhooks/twilio", {"Authorization": "Basic eDp5"}, 403),
         ("/messages", {}, 401),
         ("/messages", {"Authorization": "Bearer twilio"}, 403),
+        ("/consent", {}, 401),
+        ("/consent", {"Authorization": "Bearer twilio"}, 403),
         ("/webhooks/twilio/signed", {}, 403),
         ("/webhooks/telnyx/signed", {}, 403),
         ("/webhooks/nobody/signed", {}, 404),
