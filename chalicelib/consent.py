@@ -14,6 +14,7 @@ from itertools import takewhile
 
 from chalicelib.messages import ConsentEvent, Keys
 from chalicelib.observing import count, log
+from chalicelib.statements import Statement, id_of
 from chalicelib.table import Conflict, Item, Key, Table
 
 TIE_SECONDS = 2.0
@@ -323,6 +324,18 @@ class ConsentList:
             earlier = [{**one, "words": ""} for one in there.get("earlier", [])]
             entry = {"words": "", "number": "", "earlier": earlier}
             there = self._replace(key, there, entry)
+
+    def record_statement(self, said: Statement) -> bool:
+        """Writes down what somebody said by another way than a text, if it takes effect; says
+        whether it did."""
+        return self.record(
+            said.number,
+            said.event,
+            said.at,
+            words=said.note,
+            source=said.source,
+            id_=str(id_of(self._keys, said)),
+        )
 
     def record_refusal(self, number: str, at: float, *, provider: str, code: str, id_: str) -> None:
         """Writes down that a provider refused a send because the number opted out, at the provider

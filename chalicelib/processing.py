@@ -152,14 +152,7 @@ class Processing:
             said = statements.read(dict(envelope.payload), envelope.received_at)
         except statements.BadStatement:
             raise GiveUp("unreadable_statement") from None
-        effective = self._consent.record(
-            said.number,
-            said.event,
-            said.at,
-            words=said.note,
-            source=said.source,
-            id_=envelope.id,
-        )
+        effective = self._consent.record_statement(said)
         count("ConsentEvents", reason=said.event, id=envelope.id)
         log(
             "INFO",

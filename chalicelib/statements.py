@@ -20,6 +20,7 @@ LONGEST_NOTE = 160  # characters; as many as the list keeps of a text
 # Seconds by which a clock may be ahead of ours.
 SKEW = 60.0
 _EARLIEST = 694_224_000.0  # 1992-01-01: nobody had sent a text before
+_SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
 _SOURCE = re.compile(r"[A-Za-z][A-Za-z0-9 _.:/-]{0,39}", re.ASCII)
 
 
@@ -77,6 +78,8 @@ def _time(value: Any, now: float) -> float:
         at = now
     elif isinstance(value, int | float) and not isinstance(value, bool):
         at = float(value) if abs(value) < 1e11 else math.inf
+    elif isinstance(value, str) and _SECONDS.fullmatch(value):
+        at = float(value)
     elif isinstance(value, str):
         try:
             moment = datetime.fromisoformat(value)

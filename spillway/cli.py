@@ -11,6 +11,7 @@ from rich.console import Console
 from spillway.deploy import credentials, secrets
 from spillway.deploy.command import deploy, destroy
 from spillway.local.command import run
+from spillway.operate import consent
 from spillway.operate.doctor import doctor
 from spillway.operate.erase import erase
 from spillway.operate.status import status
@@ -44,6 +45,7 @@ app.command()(status)
 app.command()(trace)
 app.command()(doctor)
 app.command()(erase)
+app.add_typer(consent.app, name="consent")
 app.command()(deploy)
 app.add_typer(secrets.app, name="secret")
 app.add_typer(credentials.app, name="credential")

@@ -20,6 +20,7 @@ from chalicelib.messages import ConsentEvent, DeliveryReceipt, Keys, Media, Mess
 from chalicelib.processing import GIVE_UP_AFTER, STORING, Processing
 from chalicelib.queues import Envelope
 from chalicelib.runtime import at_most
+from chalicelib.statements import BadStatement, id_of, read
 from chalicelib.table import Item, Table
 from chalicelib.text import LONGEST
 from tests.fakes import (
@@ -760,7 +761,12 @@ def opened(world: World, envelope: Envelope) -> None:
 
 def statement(**fields: Any) -> Envelope:
     said = {"number": THEIRS, "event": "stop", "at": NOW - 60, "source": "telephone", "note": TEXT}
-    return Envelope("consent", "", f"{'c' * 24}-{'d' * 24}", NOW, {**said, **fields})
+    payload = {**said, **fields}
+    try:
+        id_ = str(id_of(KEYS, read(payload, NOW)))
+    except BadStatement:
+        id_ = f"{'c' * 24}-{'d' * 24}"
+    return Envelope("consent", "", id_, NOW, payload)
 
 
 def test_what_was_said_otherwise_is_recorded_with_its_evidence(

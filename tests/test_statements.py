@@ -29,6 +29,7 @@ def without(*names: str) -> dict[str, Any]:
         pytest.param({**GOOD, "event": "start"}, replace(SAID, event="start"), id="start"),
         pytest.param({**GOOD, "number": "12345"}, replace(SAID, number="12345"), id="short code"),
         pytest.param({**GOOD, "at": 1_790_000_000}, SAID, id="whole seconds"),
+        pytest.param({**GOOD, "at": "1790000000.0"}, SAID, id="seconds in a list"),
         pytest.param({**GOOD, "at": "2026-09-21T14:13:20Z"}, SAID, id="in UTC"),
         pytest.param({**GOOD, "at": "2026-09-21T16:13:20+02:00"}, SAID, id="in another zone"),
         # A clock that is ahead of ours says when by its own time.
