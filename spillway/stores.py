@@ -24,6 +24,9 @@ from spillway.problem import Problem
 QUEUES = (PROCESSING, OUTBOUND, *DEAD_LETTERS.values())
 # Seconds for which a dead letter that is looked at is hidden from whoever looks next.
 _LOOK = 30
+# What SQS says where that time is over.
+# https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_DeleteMessage.html
+_EXPIRED = ("InvalidParameterValue", "ReceiptHandleIsInvalid")
 # What S3 says where an object is not as it was read, or gone.
 _CHANGED = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey")
 
@@ -246,11 +249,20 @@ class Stores:
             if not new:
                 return
 
-    def delete(self, letter: DeadLetter) -> None:
-        """Deletes a dead letter that is looked at."""
-        self.aws.client("sqs").delete_message(
-            QueueUrl=self.urls[letter.queue], ReceiptHandle=letter.receipt_handle
-        )
+    def delete(self, letter: DeadLetter) -> bool:
+        """Deletes a dead letter that is looked at; False where it was looked at for too long, and
+        is there still."""
+        from botocore.exceptions import ClientError
+
+        try:
+            self.aws.client("sqs").delete_message(
+                QueueUrl=self.urls[letter.queue], ReceiptHandle=letter.receipt_handle
+            )
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in _EXPIRED:
+                raise
+            return False
+        return True
 
     def show(self, letters: Sequence[DeadLetter]) -> None:
         """Shows dead letters that were looked at to others again, at once."""

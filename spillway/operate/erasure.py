@@ -49,6 +49,7 @@ from chalicelib import statements
 from chalicelib.consent import ConsentList, event_in, is_personal
 from chalicelib.ledger import DAY, Busy, Ledger, Reply, reply_of
 from chalicelib.messages import (
+    ConsentEvent,
     DeliveryReceipt,
     InboundMessage,
     MessageId,
@@ -424,11 +425,11 @@ class Erasure:
                 if not self._is_about_them(letter):
                     others.append(letter)
                     continue
-                theirs += 1
                 if erase:
                     self._heed(letter)
-                    self._stores.delete(letter)
+                    theirs += self._stores.delete(letter)
                 else:
+                    theirs += 1
                     shown.append(letter)
         finally:
             self._stores.show([*others, *shown])
@@ -460,7 +461,6 @@ class Erasure:
                 self._heed_statement(envelope)
         except (TypeError, statements.BadStatement):
             return  # its payload is none of ours
-        self._consent.erase(self._consent.key(self._number))
 
     def _heed_text(self, envelope: Envelope, message: InboundMessage) -> None:
         opted_out = self._consent.opted_out(message.sender)
@@ -470,20 +470,12 @@ class Erasure:
         id_ = MessageId.parse(envelope.id)
         reply = self._ledger.find(id_) if id_ else None
         first = min([envelope.received_at] + ([reply.received_at] if reply else []))
-        self._consent.record(
-            message.sender,
-            event,
-            message.said_at(first),
-            words="",
-            source=message.provider,
-            id_=envelope.id,
-        )
+        at = message.said_at(first)
+        self._record(message.sender, event, at, message.provider, envelope.id)
 
     def _heed_statement(self, envelope: Envelope) -> None:
         said = statements.read(dict(envelope.payload), envelope.received_at)
-        self._consent.record(
-            self._number, said.event, said.at, words="", source=said.source, id_=envelope.id
-        )
+        self._record(said.number, said.event, said.at, said.source, envelope.id)
 
     def _heed_receipt(self, receipt: DeliveryReceipt) -> None:
         provider = provider_named(receipt.provider)
@@ -493,14 +485,12 @@ class Erasure:
         reply = self._ledger.find(named[0])
         for part in (reply and reply.parts) or ():
             if part.number == named[1] and part.started_at is not None:
-                self._consent.record(
-                    self._number,
-                    "stop",
-                    part.started_at,
-                    words="",
-                    source=f"{receipt.provider}: {receipt.error}",
-                    id_=str(named[0]),
-                )
+                source = f"{receipt.provider}: {receipt.error}"
+                self._record(self._number, "stop", part.started_at, source, str(named[0]))
+
+    def _record(self, number: str, event: ConsentEvent, at: float, source: str, id_: str) -> None:
+        self._consent.record(number, event, at, words="", source=source, id_=id_)
+        self._consent.erase(self._consent.key(number))
 
     def _is_theirs(self, text: object) -> bool:
         """Whether the number is in it."""

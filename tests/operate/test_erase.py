@@ -44,6 +44,7 @@ from tests.fakes import (
     OURS,
     Context,
     FakeRuntime,
+    aws_error,
     inbound,
     outgoing,
     settings,
@@ -652,6 +653,26 @@ def test_a_duplicate_among_the_letters_says_it_no_later(world: World) -> None:
     entry = world.table.get((f"P#default#{KEYS.number(PERSON)}", "CONSENT"))
     assert entry is not None
     assert (entry["at"], entry["id"]) == (NOW, stop.id)
+
+
+def test_a_letter_that_was_looked_at_for_too_long_is_looked_at_again(world: World) -> None:
+    # GIVEN a STOP that takes longer to be recorded than its letter is hidden
+    world.put_aside("outbound-dlq.fifo", inbound("STOP", theirs=PERSON))
+    client, refusals = world.stage.aws.client("sqs"), [aws_error("InvalidParameterValue")]
+
+    def expired(**_: object) -> None:
+        if refusals:
+            raise refusals.pop()
+
+    client.meta.events.register("before-call.sqs.DeleteMessage", expired)
+    try:
+        found = erased(world)
+    finally:
+        client.meta.events.unregister("before-call.sqs.DeleteMessage", expired)
+    # THEN it counts once, when it is deleted
+    assert not refusals
+    assert (found.good, found.removed["dead_letters"]) == (True, 1)
+    assert world.consent.opted_out(PERSON)
 
 
 def test_more_letters_of_one_conversation_than_sqs_shows_at_once(world: World) -> None:
