@@ -322,8 +322,10 @@ class ConsentList:
         there = self._table.get(key)
         while there is not None and is_personal(there):
             earlier = [{**one, "words": ""} for one in there.get("earlier", [])]
-            entry = {"words": "", "number": "", "earlier": earlier}
-            there = self._replace(key, there, entry)
+            # (As a whole: were it gone by now, a part of an entry would be none.)
+            whole = {name: value for name, value in there.items() if name not in ("pk", "sk")}
+            blank = {**whole, "words": "", "number": "", "earlier": earlier}
+            there = self._replace(key, there, blank)
 
     def record_statement(self, said: Statement) -> bool:
         """Writes down what somebody said by another way than a text, if it takes effect; says
@@ -360,24 +362,16 @@ class ConsentList:
         """Writes the entry over the one that was read; returns what has come between, or None."""
         read = (there or {}).get("version", 0)
         entry = {**entry, "version": read + 1}
-        if there is None:
-            return self._table.insert({"pk": key[0], "sk": key[1], **entry})
-        names = {f"#{name}": name for name in entry}
-        values = {f":{name}": value for name, value in entry.items()}
         try:
             self._table.update(
                 key,
                 "SET " + ", ".join(f"#{name} = :{name}" for name in entry),
-                # (Whatever was put there by hand has no version.)
-                condition="#version = :read"
-                if read
-                else "attribute_exists(pk) AND attribute_not_exists(#version)",
-                names=names,
-                values={**values, ":read": read} if read else values,
+                # (What was put there by hand has no version, as what is not there.)
+                condition="attribute_not_exists(#version) OR #version = :read",
+                names={f"#{name}": name for name in entry},
+                values={**{f":{name}": value for name, value in entry.items()}, ":read": read},
             )
         except Conflict as conflict:
-            if conflict.item is None:
-                raise  # gone since: it was erased
             return conflict.item
         return None
 

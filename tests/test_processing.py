@@ -722,7 +722,7 @@ def test_only_a_stop_is_looked_for_in_the_ledger(text: str, world: World) -> Non
 
 def test_a_stop_that_cannot_be_recorded_is_tried_again(world: World) -> None:
     one, two = inbound("STOP", id_="SM1"), inbound(id_="SM2", theirs=SECOND)
-    tapped(world.runtime).next["put_item"] = iter([down()])
+    tapped(world.runtime).next["update_item"] = iter([down()])
     assert world.handle(one, two) == [0]
     assert world.consent() is None
     assert (world.kept(one), world.kept(two)) == (False, True)
@@ -813,7 +813,7 @@ def test_what_was_said_otherwise_counts_by_its_own_time(
 
 
 def test_a_statement_that_cannot_be_recorded_is_tried_again(world: World) -> None:
-    tapped(world.runtime).next["put_item"] = iter([down(), Lost(no_answer())])
+    tapped(world.runtime).next["update_item"] = iter([down(), Lost(no_answer())])
     for _ in range(2):
         assert world.handle(statement()) == [0]
     assert world.handle(statement()) == []
@@ -901,7 +901,7 @@ def test_a_receipt_that_says_opted_out_feeds_the_list(world: World) -> None:
 
 def test_an_opt_out_is_recorded_even_while_its_receipt_has_to_wait(world: World) -> None:
     answered(world.runtime)
-    tapped(world.runtime).next["update_item"] = iter([down()])
+    tapped(world.runtime).next["update_item"] = iter([None, down()])
     assert world.handle(receipt_for(REPLY.part(1), "failed", "21610")) == [0]
     assert world.consent() is not None
 
