@@ -76,7 +76,7 @@ def show(number: NumberArgument, stage: StageOption = LOCAL, as_json: JsonOption
     if number_kind(number) not in ("e164", "short_code"):
         raise Problem("NUMBER must be a number such as +14155550100.")
     with stage_named(stage) as found:
-        entry = _list(found).find(number)
+        entry = list_of(found).find(number)
     _show(stage, number, entry, as_json)
 
 
@@ -255,7 +255,8 @@ def export(
 # -- the list -------------------------------------------------------------------------------------
 
 
-def _list(stage: Stage) -> ConsentList:
+def list_of(stage: Stage) -> ConsentList:
+    """The list of consent of a stage."""
     table = Table(stage.runtime(), stage.name)
     return ConsentList(table, stage.stores.keys, stage.settings("sender").brand)
 
@@ -270,7 +271,7 @@ def _state(
             said = read({**fields, "at": at or now}, now)
         except BadStatement as error:
             raise Problem(f"{error}.") from None
-        consents = _list(found)
+        consents = list_of(found)
         consents.record_statement(said)
         entry = consents.find(number)
     _show(stage, number, entry, as_json)
@@ -280,7 +281,7 @@ def _state(
 
 def _record_all(stage: Stage, said: list[Statement], rate: int, console: Console) -> int:
     """Records them, no faster than so many a second; returns how many hold."""
-    runtime, consents = stage.runtime(), _list(stage)
+    runtime, consents = stage.runtime(), list_of(stage)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
