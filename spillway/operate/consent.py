@@ -128,7 +128,7 @@ def start(
 
 @app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False)],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The list: CSV, or numbers.")],
     stage: StageOption = LOCAL,
     event: Annotated[
         str, typer.Option(metavar="stop|start", help="For the lines that do not say.")
@@ -311,6 +311,8 @@ def _content(file: Path) -> str:
         # (Spreadsheets begin with a mark of the byte order.)
         with file.open(encoding="utf-8-sig", newline="") as one:
             return one.read()
+    except OSError as error:
+        raise Problem(f"{file}: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise Problem(f"{file} is no text in UTF-8.") from None
 

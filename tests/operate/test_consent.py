@@ -250,6 +250,11 @@ def test_a_wrong_line_is_named_and_nothing_recorded(
     assert [*world.told(), *world.told(OTHERS)] == []
 
 
+def test_a_list_that_is_not_there_is_said(world: World, tmp_path: Path) -> None:
+    result = spillway("import", tmp_path / "list.csv")
+    assert str(result.exception).endswith("list.csv: No such file or directory.")
+
+
 def test_who_opts_people_in_is_asked_for_proof(world: World, file: Callable[[str], Path]) -> None:
     both = file(f"{LIST}{THIRD},start,{WHEN},counter,\n")
     result = spillway("import", both, typed="n\n")
