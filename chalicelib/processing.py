@@ -24,7 +24,7 @@ from typing import Any
 
 import phonenumbers
 
-from chalicelib import receipts, text
+from chalicelib import receipts, statements, text
 from chalicelib.archive import Archive
 from chalicelib.batches import Batch, Defer, GiveUp, LambdaContext, Record
 from chalicelib.config import Settings, load
@@ -133,6 +133,9 @@ class Processing:
                 # A death before this: the receipt comes again, says nothing new, and gets here.
                 resume(self._runtime, self._queues, waiting)
             return None
+        if envelope.kind == "consent":
+            self._hear(envelope)
+            return None
         if envelope.kind == "unreadable":
             self._archive.quarantine(envelope.payload, envelope.received_at)
             count("Quarantined", provider=str(envelope.payload["provider"]))
@@ -146,6 +149,22 @@ class Processing:
             if self._runtime.now() - record.sent_at <= self._settings.lookup_max_age:
                 raise
             raise GiveUp(f"too_old: {defer.reason}") from None
+
+    def _hear(self, envelope: Envelope) -> None:
+        """Records what somebody said by another way than a text. Nobody confirms it: a text about
+        it would be the first after their STOP."""
+        try:
+            said = statements.read(dict(envelope.payload), envelope.received_at)
+        except statements.BadStatement:
+            raise GiveUp("unreadable_statement") from None
+        effective = self._consent.record_statement(said)
+        count("ConsentEvents", reason=said.event, id=envelope.id)
+        log(
+            "INFO",
+            f"consent_{said.event}",
+            id=envelope.id,
+            reason="effective" if effective else "",
+        )
 
     def _examine(self, envelope: Envelope) -> Line:
         message = envelope.inbound()

@@ -26,7 +26,9 @@ from chalicelib.messages import (
 from chalicelib.runtime import Runtime
 
 T = TypeVar("T")
-Kind = Literal["inbound", "outgoing", "receipt", "unreadable", "settle", "resume", "replay"]
+Kind = Literal[
+    "inbound", "outgoing", "receipt", "consent", "unreadable", "settle", "resume", "replay"
+]
 
 PROCESSING = "processing"
 OUTBOUND = "outbound.fifo"
@@ -54,8 +56,9 @@ class Envelope:
     `conversation` is its hash and the FIFO group; `id` is the message's id, "" for receipts and
     unreadable payloads; `received_at` (unix seconds) is when our door had it; `callback_url` is
     where this provider's receipts go, without the reference. `payload` is the message as data:
-    read it with `inbound`, `outgoing` or `receipt`. `redriven_at` (unix seconds) is when somebody
-    put it back on its queue: age counts from then.
+    read it with `inbound`, `outgoing` or `receipt`; that of `consent`, which is of no conversation,
+    with `statements.read`. `redriven_at` (unix seconds) is when somebody put it back on its queue:
+    age counts from then.
 
     Two kinds speak of a reply and carry no words, since the ledger has them: `settle`, for
     processing, that a part is unknown (`payload` says which, for whoever reads the queue: the

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
+from chalicelib import statements
 from chalicelib.config import Settings, load
 from chalicelib.ledger import Ledger
 from chalicelib.messages import (
@@ -249,6 +250,23 @@ class Receiver:
         if not words.strip() and not media:
             raise BadRequest("text: there is neither text nor media")
         return OutgoingMessage(self._settings.numbers[ours], ours, theirs, words, tuple(media))
+
+    def post_consent(self, event: Mapping[str, Any]) -> Response:
+        """POST /consent: what a person said by another way than a text, for processing."""
+        about = ""
+        try:
+            request = request_of(event, self._settings.public_url, self._runtime.now())
+            said = statements.read(_json_in(request.body), request.received_at)
+            about = str(statements.id_of(self._keys, said))
+            envelope = Envelope("consent", "", about, request.received_at, asdict(said))
+            self._send(PROCESSING, [(envelope, "")])
+        except (BadRequest, statements.BadStatement) as error:
+            _refused("bad_request")
+            return _error(400, str(error))
+        except Exception as error:
+            return _try_again(error, "", about)
+        count("Queued", id=about)
+        return _json(202, {"id": about})
 
     def get_message(self, id_text: str) -> Response:
         """GET /messages/{id}: what became of it. The one read that this function makes."""

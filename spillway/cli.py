@@ -11,7 +11,7 @@ from rich.console import Console
 from spillway.deploy import credentials, secrets
 from spillway.deploy.command import deploy, destroy
 from spillway.local.command import run
-from spillway.operate import dlq, unknown
+from spillway.operate import consent, dlq, unknown
 from spillway.operate.backfill import backfill
 from spillway.operate.doctor import doctor
 from spillway.operate.erase import erase
@@ -56,6 +56,7 @@ app.add_typer(unknown.app, name="unknown")
 app.command()(reconcile)
 app.command()(backfill)
 app.command()(replay)
+app.add_typer(consent.app, name="consent")
 app.command()(deploy)
 app.add_typer(secrets.app, name="secret")
 app.add_typer(credentials.app, name="credential")

@@ -118,6 +118,19 @@ class Stores:
         ):
             yield from map(read_item, page["Items"])
 
+    def consent(self, brand: str) -> Iterator[Item]:
+        """Every entry of a brand's list of consent; all of the table is read for them."""
+        for page in self._dynamodb.get_paginator("scan").paginate(
+            TableName=self._table,
+            FilterExpression="begins_with(pk, :brand) AND sk = :consent",
+            ExpressionAttributeValues={
+                ":brand": {"S": f"P#{brand}#"},
+                ":consent": {"S": "CONSENT"},
+            },
+            ConsistentRead=True,
+        ):
+            yield from map(read_item, page["Items"])
+
     def unknown(self) -> Iterator[Item]:
         """Every reply with a part of unknown outcome, or one that waits behind it."""
         for bucket in range(UNKNOWN_BUCKETS):

@@ -298,7 +298,7 @@ def test_a_start_that_was_said_after_the_attempt_wins(
 
 @pytest.mark.parametrize(
     ("operation", "nth"),
-    [("get_item", 0), ("get_item", 1), ("put_item", 0), ("update_item", 0)],
+    [("get_item", 0), ("get_item", 1), ("update_item", 0), ("update_item", 1)],
     ids=["ledger read", "consent read", "consent written", "ledger written"],
 )
 @pytest.mark.parametrize("lost", [False, True], ids=["no effect", "answer lost"])

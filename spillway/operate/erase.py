@@ -18,7 +18,7 @@ from spillway.stage import LOCAL, StageOption, stage_named
 _SAID = {
     "texts": "texts in the table",
     "replies": "replies in the ledger",
-    "consent": "words of a STOP or START",
+    "consent": "number and words of an opt-out",
     "archive": "lines of the archive",
     "quarantine": "payloads in quarantine",
     "dead_letters": "dead letters",

@@ -2,7 +2,7 @@
 and a second search shows that they are gone.
 
 Of each message its keys (hashes), states and times stay, so that none is ever answered again; of an
-opt-out all but the words. docs/RETENTION.md says why, and what no command can reach.
+opt-out all but number and words. docs/RETENTION.md says why, and what no command can reach.
 
 It may die anywhere, and is then run again. What each step leaves behind:
 
@@ -45,7 +45,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 
-from chalicelib.consent import ConsentList
+from chalicelib.consent import ConsentList, is_personal
 from chalicelib.ledger import DAY, Busy, Ledger, Reply, reply_of
 from chalicelib.messages import mask, number_kind
 from chalicelib.queues import DEAD_LETTERS, OUTBOUND, PROCESSING, Envelope, EnvelopeError
@@ -116,8 +116,8 @@ class Erased:
 
 @dataclass(slots=True)
 class _InTable:
-    """A person's items: texts, replies, and consent with words. `first`: when their first message
-    came, None where there is none."""
+    """A person's items: texts, replies, and consent with number or words. `first`: when their first
+    message came, None where there is none."""
 
     texts: list[Item] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
@@ -237,7 +237,7 @@ class Erasure:
         if any(self._is_theirs(item.get(name)) for name in ("to", "ours")):
             raise Problem(f"{mask(self._number)} is one of our own numbers: people wrote to it.")
         if sk == "CONSENT":
-            if pk.endswith(self._consent_key) and item.get("words"):
+            if pk.endswith(self._consent_key) and is_personal(item):
                 found.consent.append((pk, sk))
             return
         named = any(self._is_theirs(item.get(name)) for name in ("from", "theirs"))
@@ -297,9 +297,7 @@ class Erasure:
         return True
 
     def _blank_consent(self, key: Key) -> bool:
-        self._table.update(
-            key, "SET words = :none", condition="attribute_exists(pk)", values={":none": ""}
-        )
+        self._consent.erase(key)
         return True
 
     # -- the archive --------------------------------------------------------------------------
@@ -394,11 +392,11 @@ class Erasure:
                 if not self._is_about_them(letter):
                     others.append(letter)
                     continue
-                theirs += 1
                 if erase:
                     self._heed(letter)
-                    self._stores.delete(letter)
+                    theirs += self._stores.delete(letter)
                 else:
+                    theirs += 1
                     shown.append(letter)
         finally:
             self._stores.show([*others, *shown])
@@ -411,12 +409,14 @@ class Erasure:
         if envelope.kind in ("inbound", "outgoing"):
             who = "sender" if envelope.kind == "inbound" else "theirs"
             return self._is_theirs(envelope.payload.get(who))
+        if envelope.kind == "consent":
+            return self._is_theirs(envelope.payload.get("number"))
         if envelope.kind == "unreadable":
             return self._is_in_unreadable(dict(envelope.payload))
         return envelope.conversation in self._conversations
 
     def _heed(self, letter: DeadLetter) -> None:
-        """Records what a letter says of the person's consent, without their words: once it is
+        """Records what a letter says of the person's consent, without number and words: once it is
         deleted nobody else will."""
         said = said_in(_envelope(letter), self._consent, self._ledger)
         if said is not None:
@@ -425,6 +425,7 @@ class Erasure:
             self._consent.record(
                 number, said.event, said.at, words="", source=said.source, id_=said.id
             )
+            self._consent.erase(self._consent.key(number))
 
     def _is_theirs(self, text: object) -> bool:
         """Whether the number is in it."""

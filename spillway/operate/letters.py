@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from chalicelib import statements
 from chalicelib.consent import ConsentList, event_in
 from chalicelib.ledger import Ledger
 from chalicelib.messages import ConsentEvent, MessageId, mask, parse_reference
@@ -193,13 +194,16 @@ class Said:
 
 
 def said_in(envelope: Envelope | None, consent: ConsentList, ledger: Ledger) -> Said | None:
-    """What a text says, or a receipt which says that somebody opted out."""
+    """What a text says, a statement, or a receipt which says that somebody opted out."""
     try:
         if envelope is not None and envelope.kind == "inbound":
             return _said_in_text(envelope, consent, ledger)
         if envelope is not None and envelope.kind == "receipt":
             return _said_in_receipt(envelope, ledger)
-    except (TypeError, UnknownProvider):
+        if envelope is not None and envelope.kind == "consent":
+            stated = statements.read(dict(envelope.payload), envelope.received_at)
+            return Said(stated.number, stated.event, stated.at, stated.source, envelope.id)
+    except (TypeError, UnknownProvider, statements.BadStatement):
         pass  # its payload is none of ours
     return None
 

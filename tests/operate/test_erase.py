@@ -20,6 +20,7 @@ from botocore.client import BaseClient
 from typer.testing import CliRunner
 
 from chalicelib.archive import Archive
+from chalicelib.consent import is_personal
 from chalicelib.ledger import DAY, draft
 from chalicelib.messages import DeliveryReceipt, MessageId
 from chalicelib.queues import Envelope
@@ -37,6 +38,7 @@ from tests.fakes import (
     OURS,
     Context,
     FakeRuntime,
+    aws_error,
     inbound,
     outgoing,
     sqs_event,
@@ -151,7 +153,8 @@ def test_nothing_of_a_person_is_left_and_nothing_of_another_is_touched(world: Wo
     # AND the opt-out stays, with what proves it
     (consent,) = (item for (_, sk), item in now.items() if sk == "CONSENT")
     before = items[consent["pk"], "CONSENT"]
-    assert consent == {**before, "words": ""}
+    assert before["number"] == PERSON
+    assert consent == {**before, "words": "", "number": "", "version": before["version"] + 1}
     assert (consent["event"], consent["source"]) == ("stop", "twilio")
     assert world.consent.opted_out(PERSON)
 
@@ -314,6 +317,17 @@ def of_receipt(error: str = "", reference: str = ID.part(1)) -> Envelope:
     return about("receipt", asdict(told))
 
 
+def of_statement(number: str = PERSON, event: str = "stop") -> Envelope:
+    said = {
+        "number": number,
+        "event": event,
+        "at": NOW - 60,
+        "source": "telephone",
+        "note": "heron",
+    }
+    return Envelope("consent", "", f"{'e' * 24}-{'f' * 24}", NOW, said)
+
+
 def unreadable(body: bytes = b"heron", url: str = "") -> Envelope:
     payload = {**UNREADABLE, "body": base64.b64encode(body).decode()}
     return about("unreadable", payload | ({"url": url} if url else {}), "")
@@ -323,6 +337,7 @@ GONE: dict[str, Envelope | str] = {
     "their text": inbound("heron", theirs=PERSON),
     "a text to them": outgoing("heron", theirs=PERSON),
     "a receipt": of_receipt(),
+    "what they said by telephone": of_statement(),
     "a look": about("settle", {"part": 1, "attempt": 0}),
     "a resume": about("resume", {}),
     "what cannot be read": unreadable(urlencode({"From": PERSON}).encode()),
@@ -411,6 +426,16 @@ def body_of(letter: Envelope | str) -> str:
             [], [of_receipt("21610", ID.part(2))], None, 0, id="a receipt of what was never sent"
         ),
         pytest.param([], [of_receipt("21610", "")], None, 0, id="a receipt of nothing"),
+        pytest.param([], [of_statement()], "stop", NOW - 60, id="a STOP by telephone"),
+        pytest.param(
+            [("stop", NOW - 120)],
+            [of_statement(event="start")],
+            "start",
+            NOW - 60,
+            id="a START by telephone",
+        ),
+        pytest.param([], [of_statement(event="heron")], None, 0, id="nothing by telephone"),
+        pytest.param([], [of_statement(number=OTHER)], None, 0, id="another's by telephone"),
     ],
 )
 def test_what_a_letter_says_of_consent_outlives_it(
@@ -439,10 +464,12 @@ def test_what_a_letter_says_of_consent_outlives_it(
     world.put_aside(queue, *letters)
     # WHEN they are erased
     assert erased(world).good
-    # THEN the list has what was said last, without their words
+    # THEN the list has what was said last, with neither number nor words
     entry = world.table.get((f"P#default#{KEYS.number(PERSON)}", "CONSENT"))
-    assert (entry and (entry["event"], entry["at"], entry["words"])) == (event and (event, at, ""))
-    assert world.letters() == []
+    assert (entry and (entry["event"], entry["at"])) == (event and (event, at))
+    assert entry is None or not is_personal(entry)
+    left = [letter for letter in letters if letter.payload.get("number") == OTHER]
+    assert world.letters() == [letter.body() for letter in left]
 
 
 def test_a_duplicate_among_the_letters_says_it_no_later(world: World) -> None:
@@ -464,6 +491,26 @@ def test_a_duplicate_among_the_letters_says_it_no_later(world: World) -> None:
     entry = world.table.get((f"P#default#{KEYS.number(PERSON)}", "CONSENT"))
     assert entry is not None
     assert (entry["at"], entry["id"]) == (NOW, stop.id)
+
+
+def test_a_letter_that_was_looked_at_for_too_long_is_looked_at_again(world: World) -> None:
+    # GIVEN a STOP that takes longer to be recorded than its letter is hidden
+    world.put_aside("outbound-dlq.fifo", inbound("STOP", theirs=PERSON))
+    client, refusals = world.stage.aws.client("sqs"), [aws_error("InvalidParameterValue")]
+
+    def expired(**_: object) -> None:
+        if refusals:
+            raise refusals.pop()
+
+    client.meta.events.register("before-call.sqs.DeleteMessage", expired)
+    try:
+        found = erased(world)
+    finally:
+        client.meta.events.unregister("before-call.sqs.DeleteMessage", expired)
+    # THEN it counts once, when it is deleted
+    assert not refusals
+    assert (found.good, found.removed["dead_letters"]) == (True, 1)
+    assert world.consent.opted_out(PERSON)
 
 
 def test_more_letters_of_one_conversation_than_sqs_shows_at_once(world: World) -> None:

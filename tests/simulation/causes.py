@@ -211,9 +211,9 @@ class Causes:
 
     def _is_in_force(self, event: str, id_: str) -> None:
         """What is said to have taken effect is on the list, or what beats it."""
-        text = self._out.texts[id_]
-        if text.provider != "telnyx":
-            return  # who does not say when it was said
+        text = self._out.texts.get(id_)
+        if text is None or text.provider != "telnyx":
+            return  # who does not say when it was said, or not in a text
         item = self._consent_of(text.person)
         at = float(item.get("at", {"N": 0})["N"])
         if item.get("event", {}).get("S") == event:

@@ -15,10 +15,11 @@ from typing import Any
 import httpx
 from boto3.dynamodb.types import TypeDeserializer
 
+from chalicelib.consent import KEPT
 from chalicelib.messages import STATUS_RANK
 from tests.simulation import outside
 from tests.simulation.functions import Mapping
-from tests.simulation.outside import KEYS, Accepted, Door, Outside, Text
+from tests.simulation.outside import KEYS, Accepted, Call, Door, Outside, Text
 from tests.simulation.person import GARBAGE, Erasures
 from tests.simulation.runtime import Cloud, reference_of
 from tests.simulation.traffic import Rules
@@ -60,6 +61,9 @@ class Invariants:
         self._opted_out: dict[str, int] = {}  # person's key -> since which step
         self._ever_opted_out: set[str] = set()
         self.held_back = Rules()
+        # By person's key: which statement or message opted them out ("" where none did), since
+        # which step.
+        self._opted_out_by: dict[str, list[tuple[int, str]]] = defaultdict(list)
         self.loop_limit = 0
         self.reply_max_age = 0
         self.lookup_max_age = 0
@@ -252,6 +256,11 @@ class Invariants:
     def _confirmed(self, text: Text, accepted: Accepted) -> None:
         if text.kind != outside.STOP or self.answers_stop:
             raise Violation("only a STOP is confirmed", text.name, (str(text.id),))
+        knew = self._knew[accepted.reference]
+        changes = self._opted_out_by[f"P#{self._brand}#{KEYS.number(text.person)}"]
+        # (Of a claim that arrives late nobody can say what its sender knew.)
+        if knew and [by for step, by in changes if step < knew][-1:] != [str(text.id)]:
+            raise Violation("only who opts out by it is told so", text.name, (str(text.id),))
         first = min(self.received[str(text.id)]["outbound.fifo"])
         if accepted.at - first > 300 + 120:  # (it may be on its way for a while)
             raise Violation("a confirmation comes at once", text.name, (str(text.id),))
@@ -260,7 +269,11 @@ class Invariants:
         pk, sk = key
         if pk.startswith("P#") and new is not None:
             self._is_in_force(pk, old, new)
-            if new["event"]["S"] == "stop":
+            self._is_evidence(pk, self._plain(old), self._plain(new) or {})
+            out = new["event"]["S"] == "stop"
+            by = new["since_id"]["S"] if out else ""
+            self._opted_out_by[pk].append((self._step, by))
+            if out:
                 self._opted_out.setdefault(pk, self._step)
                 self._ever_opted_out.add(pk)
             else:
@@ -297,8 +310,33 @@ class Invariants:
                 )
                 for text in self._out.texts.values()
             )
+            caused = caused or any(
+                call.event == "stop" and f"P#{self._brand}#{KEYS.number(call.person)}" == pk
+                for call in self._out.calls
+            )
             if not caused:
                 raise Violation("nobody is opted out for nothing", str(entry.get("source")))
+
+    def _is_evidence(self, pk: str, old: Item | None, new: Item) -> None:
+        """Each change leaves what was there, once; and an erasure all but number and words."""
+        before, after = _events(old), _events(new)
+        name = str(new["id"])
+        if after == [{**one, "words": ""} for one in before]:
+            if new["number"]:
+                raise Violation("what is erased is gone", name)
+            return
+        if after[:-1] != before[1 - KEPT :]:
+            raise Violation("evidence is kept of each change", name)
+        for one in reversed(before):
+            if one["event"] != new["event"]:
+                break
+            if one["id"] == new["id"]:
+                raise Violation("what is said once is evidence once", name)
+        number = str(new["number"])
+        if (number and f"P#{self._brand}#{KEYS.number(number)}" != pk) or (
+            bool(number) != (new["event"] == "stop" and pk != _NOBODY)
+        ):
+            raise Violation("the list has the numbers of who is opted out", name)
 
     def _is_said_in_time(self, entry: Item) -> None:
         """A late duplicate says nothing later, once the first is in the ledger."""
@@ -469,7 +507,7 @@ class Invariants:
                 if letter.body not in GARBAGE:
                     envelope = json.loads(letter.body)
                     payload = envelope["payload"]
-                    who = payload.get("sender", payload.get("theirs"))
+                    who = payload.get("sender", payload.get("theirs", payload.get("number")))
                     found.append({"from": who, "received_at": envelope["received_at"]})
         for one in found:
             theirs = person in (one.get("from"), one.get("theirs"))
@@ -591,6 +629,8 @@ class Invariants:
         self._heard(dead["processing"])
         self._last_word(dead)
         self._providers_word()
+        for call in self._out.calls:
+            self._is_recorded(call, dead["processing"])
 
     def _stored(self, text: Text, archived: dict[str, dict[str, Any]], dead: set[str]) -> None:
         id_ = str(text.id)
@@ -693,6 +733,7 @@ class Invariants:
                     starts += text.kind in (outside.START_AGAIN, outside.YES)
                     item = self._item(f"C#{text.id.conversation}", f"OUT#{text.id.message}") or {}
                     stops += bool(item.get("confirmation"))
+            starts += sum(c.event == "start" and c.person == person for c in self._out.calls)
             if stops > 1 + starts:
                 raise Violation("an opt-out is confirmed once", f"{stops} times")
 
@@ -719,8 +760,13 @@ class Invariants:
         for person, events in said.items():
             if person in doubtful or person in self._out.unwanted:
                 continue
+            called = [call for call in self._out.calls if call.person == person]
+            if any(not call.timed and not call.by_hand for call in called):
+                continue
             if all(t.provider == "telnyx" and t.kind != outside.YES for *_, t in events):
                 self._by_the_clock(person, [text for *_, text in events], dead)
+                continue
+            if called:
                 continue
             events.sort(key=lambda one: one[0])
             if any(a[1] + 4 > b[0] for a, b in pairwise(events)):
@@ -766,8 +812,13 @@ class Invariants:
         every = [
             one for one in self._out.texts.values() if one.person == person and one.kind in _CONSENT
         ]
-        stop = max((one.at for one in every if one.kind == outside.STOP), default=0.0)
-        start = max((one.at for one in every if one.kind == outside.START_AGAIN), default=0.0)
+        called = [call for call in self._out.calls if call.person == person]
+        if any(call.ids & dead["processing"] or not call.acknowledged for call in called):
+            return
+        stops = [one.at for one in every if one.kind == outside.STOP]
+        starts = [one.at for one in every if one.kind == outside.START_AGAIN]
+        stop = max(stops + [call.at for call in called if call.event == "stop"], default=0.0)
+        start = max(starts + [call.at for call in called if call.event == "start"], default=0.0)
         if len(every) != len(texts) or abs(start - stop - 2) < 1.2:
             return
         expected = "start" if start > stop + 2 else "stop"
@@ -779,6 +830,22 @@ class Invariants:
                 tuple(str(one.id) for one in every),
             )
 
+    def _is_recorded(self, call: Call, dead: set[str]) -> None:
+        """What somebody said otherwise, and was acknowledged, is on the list or put aside; or
+        something that beats it is on the list."""
+        if not call.acknowledged or call.ids & dead:
+            return
+        entry = self._item(f"P#{self._brand}#{KEYS.number(call.person)}", "CONSENT")
+        at = float((entry or {}).get("at", 0.0)) + 1  # (clocks differ)
+        if entry is None:
+            holds = False
+        elif entry["event"] == call.event:
+            holds = at >= call.since
+        else:
+            holds = at > call.since + 2 if call.event == "stop" else at >= call.since - 2
+        if not holds:
+            raise Violation("what is said otherwise is recorded", call.name, tuple(call.ids))
+
     def _providers_word(self) -> None:
         """Whom a provider calls opted out is so on our list, unless they said START."""
         for text in self._out.texts.values():
@@ -786,7 +853,7 @@ class Invariants:
             again = any(
                 one.kind in (outside.START_AGAIN, outside.YES) and one.person == text.person
                 for one in self._out.texts.values()
-            )
+            ) or any(c.event == "start" and c.person == text.person for c in self._out.calls)
             told = item.get("outcome") == "failed: opted_out" or text.person in self._out.unwanted
             # (A receipt that came after an erasure was nobody's.)
             if told and not again and not self._is_erased(text):
@@ -871,6 +938,12 @@ def _state(item: Item) -> str:
     return "sent" if said == "queued" else said
 
 
+def _events(entry: Item | None) -> list[Item]:
+    """What an entry of the list holds, the oldest first."""
+    names = ("event", "at", "words", "source", "id")
+    return [*entry["earlier"], {name: entry[name] for name in names}] if entry else []
+
+
 def _waits(item: Item) -> bool:
     """Whether a part is there to be sent next."""
     states = [part["state"] for part in (item.get("parts") or {}).values()]
@@ -888,5 +961,6 @@ def _fits(text: Text, words: str) -> bool:
     return words.startswith(f"{text.name} v")
 
 
+_NOBODY = f"P#default#{KEYS.number('')}"  # who sends without a number
 _CONSENT = (outside.STOP, outside.START_AGAIN, outside.YES)
 _DLQ = {"processing": "processing-dlq", "outbound.fifo": "outbound-dlq.fifo"}

@@ -1,4 +1,5 @@
-"""The person in charge: moves dead letters back, decides about unknown sends, erases people."""
+"""The person in charge: moves dead letters back, decides about unknown sends, erases people, and
+writes down what they say on the telephone."""
 
 from __future__ import annotations
 
@@ -14,14 +15,16 @@ from chalicelib.messages import MessageId
 from chalicelib.queues import Queues
 from chalicelib.runtime import is_transient
 from chalicelib.settling import Decision, decide
+from chalicelib.statements import Statement, id_of
 from chalicelib.table import Table
+from spillway.operate.consent import list_of
 from spillway.operate.erasure import Erased, Erasure
 from spillway.operate.letters import SOURCES
 from spillway.operate.redriving import Redrive, Redriven
 from spillway.stores import Stores
 from tests.simulation.causes import current_state
 from tests.simulation.functions import Mapping as Source
-from tests.simulation.outside import Outside
+from tests.simulation.outside import KEYS, Call, Outside
 from tests.simulation.runtime import Cloud, SimulatedRuntime
 from tests.simulation.stores import REGION
 from tests.simulation.world import Process, Violation
@@ -177,6 +180,26 @@ class Operator:
                 # Once more, as somebody does who is not sure that it was heard.
                 self._says(id_, part, attempt, word)
 
+    def state(self, call: Call) -> None:
+        """Writes down what somebody said, again until it is known to be written."""
+        said = Statement(call.person, call.event, call.at, "telephone", call.name)
+        call.ids.add(str(id_of(KEYS, said)))
+        self._out.calls.append(call)
+        world = self._cloud.world
+        while True:
+            process = Process(f"clerk-{world.steps}")
+            stage: Any = SimulatedStage(self._cloud, process, self.settings, "clerk")
+            task = world.spawn(partial(_stated, stage, said), process)
+            task.notes["began"] = world.now
+            world.wait(task)
+            if task.error is None and not process.dead:
+                break
+            if not process.dead and not is_transient(task.error):  # type: ignore[arg-type]
+                raise Violation("no bug", f"the list is not written: {task.error!r}")
+            world.sleep(30 * world.random.random())
+        world.note("clerk", f"{call.name} ({call.event} by {call.person}): {task.result}")
+        call.acknowledged = True
+
     def erase(self, person: str, *, until_good: bool = False) -> None:
         """Erases somebody; again where the command died or failed, and until it is good where it
         is said that nobody comes between any more."""
@@ -300,6 +323,10 @@ def _erased(stage: Any, person: str) -> Erased:
 
 def _redriven(stage: Any, rate: float) -> Redriven:
     return Redrive(stage, list(SOURCES), lambda letter: True, rate=rate).run()
+
+
+def _stated(stage: Any, said: Statement) -> bool:
+    return list_of(stage).record_statement(said)
 
 
 def _url(sqs: Any, queue: str) -> str:

@@ -43,7 +43,7 @@ from tests.simulation.stores.dynamodb import DynamoDb
 from tests.simulation.stores.s3 import S3
 from tests.simulation.stores.secrets import Secrets
 from tests.simulation.stores.sqs import Sqs
-from tests.simulation.story import PEOPLE
+from tests.simulation.story import PEOPLE, calls
 from tests.simulation.world import START, NeverRests, Task, Violation, World
 
 QUEUES = {
@@ -176,6 +176,9 @@ class Simulation:
             self.erases = erasing.choice(PEOPLE[:2])
             after = (story.end - START) * erasing.random() * erasing.choice((1.0, 0.2))
             world.spawn(lambda: self.operator.erase(self.erases), after=after)
+        for call in calls(Random(f"{seed} calls"), story):
+            by = self.operator.state if call.by_hand else self.outside.state
+            world.spawn(lambda call=call, by=by: by(call), after=call.handed_in - START)  # type: ignore[misc]
         for text in story.texts:
             world.spawn(lambda text=text: self.outside.write(text), after=text.at - START)  # type: ignore[misc]
         self.outside.robot = story.robot
