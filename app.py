@@ -62,6 +62,11 @@ def get_message(id: str) -> Response:  # noqa: A002 -- Chalice passes it by the 
     return _response(function("receiving").get_message(id))
 
 
+@app.route("/consent", methods=["POST"], authorizer=authorize, content_types=ANY_TYPE)
+def post_consent() -> Response:
+    return _response(function("receiving").post_consent(_event()))
+
+
 @app.route("/health", methods=["GET"])
 def health() -> dict[str, str]:
     return {"status": "ok"}

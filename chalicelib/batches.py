@@ -402,7 +402,9 @@ def _id(record: Record) -> str:
 
 
 def _says_stop(envelope: Envelope | None) -> bool:
-    """Whether this is a text that says STOP, as far as it can be read."""
+    """Whether somebody says STOP here, in a text or otherwise, as far as it can be read."""
+    if envelope is not None and envelope.kind == "consent":
+        return envelope.payload.get("event") == "stop"
     if envelope is None or envelope.kind != "inbound":
         return False
     words = envelope.payload.get("text")

@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import takewhile
 
 from chalicelib.messages import ConsentEvent, Keys
 from chalicelib.observing import count, log
+from chalicelib.statements import Statement, id_of
 from chalicelib.table import Conflict, Item, Key, Table
 
 TIE_SECONDS = 2.0
+# Events of one person that are kept with their evidence, the newest. (DynamoDB takes 400 KB an
+# item; these are 90 at most, and a few where people say what people say.)
+KEPT = 100
+_EVIDENCE = ("event", "at", "words", "source", "id")
 
 # As `_words` leaves them: "OPT-OUT" is "opt out".
 #
@@ -237,13 +243,26 @@ def takes_effect(
     return recorded_at < at - TIE_SECONDS
 
 
+def events_of(entry: Item | None) -> list[Item]:
+    """The events of an entry that took effect, the newest `KEPT` of them, the oldest first: each
+    with `event`, `at`, `words`, `source` and `id`. The last is what holds."""
+    if entry is None:
+        return []
+    return [*entry.get("earlier", []), {name: entry.get(name, "") for name in _EVIDENCE}]
+
+
+def is_personal(entry: Item) -> bool:
+    """Whether an entry says whose it is, or in which words they said it."""
+    return bool(entry.get("number") or any(one["words"] for one in events_of(entry)))
+
+
 class ConsentList:
     """The list of a brand, on the table. Raises what the table raises."""
 
     def __init__(
-        self, table: Table, keys: Keys, brand: str, announce: Announce | None = None
+        self, table: Table, keys: Keys, brand: str, announce: Callable[..., None] | None = None
     ) -> None:
-        """`announce`: who hears of each event that took effect, again where it is written again."""
+        """`announce`: who hears of each event that takes effect (Events.consented)."""
         self._announce = announce
         self._table = table
         self._keys = keys
@@ -251,7 +270,7 @@ class ConsentList:
 
     def opted_out(self, number: str) -> bool:
         """Whether this number wants no texts of ours, as of now."""
-        item = self._table.get(self._key(number))
+        item = self._table.get(self.key(number))
         return item is not None and item["event"] == "stop"
 
     def opted_out_by(self, number: str, id_: str) -> bool:
@@ -260,7 +279,7 @@ class ConsentList:
         Of all the messages that say STOP this holds for one alone, until the next START: that one
         is confirmed, however often it and its likes come, to whichever of our numbers.
         """
-        item = self._table.get(self._key(number))
+        item = self._table.get(self.key(number))
         return item is not None and item["event"] == "stop" and item.get("since_id") == id_
 
     def record(
@@ -270,23 +289,84 @@ class ConsentList:
 
         `at`: when the person said it, unix seconds. `words`, `source` and `id_` are the evidence:
         what they said, through whom, in which message. The entry's `since_id` is the message that
-        brought about what now holds; another of the same kind moves on all but that.
+        brought about what now holds; another of the same kind moves on all but that. What held
+        before goes to `earlier`, in the same write. The number is kept for as long as it is opted
+        out: whoever moves away has to take the list along, and its keys are hashes.
         """
-        entry = {"event": event, "at": at, "words": words[:160], "source": source, "id": id_}
-        key = self._key(number)
+        effective = self._record(number, event, at, words=words, source=source, id_=id_)
+        self._tell(number, event, id_)
+        return effective
+
+    def _record(
+        self, number: str, event: ConsentEvent, at: float, *, words: str, source: str, id_: str
+    ) -> bool:
+        said = {"event": event, "at": at, "words": words[:160], "source": source, "id": id_}
+        key = self.key(number)
         there = self._table.get(key)
         while takes_effect(
             event, at, there["event"] if there else None, there["at"] if there else None
         ):
-            again = there is not None and there["event"] == event
-            if there is not None and again and there["id"] == id_:
+            if there is not None and _has(there, event, id_):
                 # A message says a thing once: a duplicate that came hours later says it no later.
                 return True
-            since = there.get("since_id", "") if there is not None and again else id_
-            there = self._replace(key, there, {**entry, "since_id": since})
+            before = events_of(there)
+            again = there is not None and there["event"] == event
+            entry = {
+                **said,
+                "since_id": there.get("since_id", "") if there is not None and again else id_,
+                "number": number if event == "stop" else "",
+                "earlier": before[1 - KEPT :],
+                "dropped": (there or {}).get("dropped", 0) + max(0, len(before) + 1 - KEPT),
+            }
+            there = self._replace(key, there, entry)
             if there is None:
                 return True
         return False
+
+    def _tell(self, number: str, event: ConsentEvent, id_: str) -> None:
+        """Announces an event that took effect, now or before: whoever wrote it may have died
+        before this."""
+        if self._announce is None:
+            return
+        said = [one for one in events_of(self.find(number)) if one["event"] == event]
+        for one in [one for one in said if one["id"] == id_][-1:]:
+            self._announce(
+                number, event, one["at"], words=one["words"], source=one["source"], id_=id_
+            )
+
+    def knows(self, number: str, event: ConsentEvent, at: float, id_: str) -> bool:
+        """Whether recording this event would change nothing: it is there, or what beats it is."""
+        there = self._table.get(self.key(number))
+        if there is None:
+            return False
+        return _has(there, event, id_) or not takes_effect(event, at, there["event"], there["at"])
+
+    def find(self, number: str) -> Item | None:
+        """The entry of a number, for `events_of`; None where it never said anything."""
+        return self._table.get(self.key(number))
+
+    def erase(self, key: Key) -> None:
+        """Takes number and words out of an entry. What was said stays, when, through whom and in
+        which message: whoever said STOP is still opted out, and it can still be shown."""
+        there = self._table.get(key)
+        while there is not None and is_personal(there):
+            earlier = [{**one, "words": ""} for one in there.get("earlier", [])]
+            # (As a whole: were it gone by now, a part of an entry would be none.)
+            whole = {name: value for name, value in there.items() if name not in ("pk", "sk")}
+            blank = {**whole, "words": "", "number": "", "earlier": earlier}
+            there = self._replace(key, there, blank)
+
+    def record_statement(self, said: Statement) -> bool:
+        """Writes down what somebody said by another way than a text, if it takes effect; says
+        whether it did."""
+        return self.record(
+            said.number,
+            said.event,
+            said.at,
+            words=said.note,
+            source=said.source,
+            id_=str(id_of(self._keys, said)),
+        )
 
     def record_refusal(self, number: str, at: float, *, provider: str, code: str, id_: str) -> None:
         """Writes down that a provider refused a send because the number opted out, at the provider
@@ -309,26 +389,30 @@ class ConsentList:
 
     def _replace(self, key: Key, there: Item | None, entry: Item) -> Item | None:
         """Writes the entry over the one that was read; returns what has come between, or None."""
-        if there is None:
-            return self._table.insert({"pk": key[0], "sk": key[1], **entry})
-        names = {f"#{name}": name for name in entry}
-        values = {f":{name}": value for name, value in entry.items()}
+        read = (there or {}).get("version", 0)
+        entry = {**entry, "version": read + 1}
         try:
             self._table.update(
                 key,
                 "SET " + ", ".join(f"#{name} = :{name}" for name in entry),
-                condition="#event = :event_read AND #at = :at_read",
-                names=names,
-                values={**values, ":event_read": there["event"], ":at_read": there["at"]},
+                # (What was put there by hand has no version, as what is not there.)
+                condition="attribute_not_exists(#version) OR #version = :read",
+                names={f"#{name}": name for name in entry},
+                values={**{f":{name}": value for name, value in entry.items()}, ":read": read},
             )
         except Conflict as conflict:
-            if conflict.item is None:
-                raise  # gone since: it was erased
             return conflict.item
         return None
 
-    def _key(self, number: str) -> Key:
+    def key(self, number: str) -> Key:
+        """Of the number's entry."""
         return f"P#{self._brand}#{self._keys.number(number)}", "CONSENT"
+
+
+def _has(entry: Item, event: ConsentEvent, id_: str) -> bool:
+    """Whether this event of this message is among the last ones, as far as they are alike."""
+    alike = takewhile(lambda one: one["event"] == event, reversed(events_of(entry)))
+    return any(one["id"] == id_ for one in alike)
 
 
 def _words(text: str) -> str:

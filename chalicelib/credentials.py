@@ -39,7 +39,7 @@ def principal_of(authorization: str, hashes: Mapping[str, Sequence[str]]) -> str
 def paths_of(principal: str) -> list[tuple[str, str]]:
     """The (method, path) pairs that a principal may use: its own webhook, or our clients' API."""
     if principal == "api":
-        return [("POST", "/messages"), ("GET", "/messages/*")]
+        return [("POST", "/messages"), ("GET", "/messages/*"), ("POST", "/consent")]
     return [("POST", f"/webhooks/{principal}")]
 
 

@@ -18,6 +18,7 @@ import base64
 import hashlib
 import hmac
 import json
+import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -47,6 +48,8 @@ _OF_A_LINE = (
     *("id", "provider", "provider_id", "from", "to", "text", "media", "group", "segments"),
     *("keyword", "valid", "reasons", "lookups"),
 )
+# An id or a type, which goes into a header: ours are hashes and words.
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}", re.ASCII)
 
 
 class Events:
@@ -68,8 +71,9 @@ class Events:
                     line["id"],
                     line["received_at"],
                     {
-                        **{name: line[name] for name in _OF_A_LINE},
-                        "sent_at": _iso(line["sent_at"]),
+                        # (The table keeps nothing of what is None.)
+                        **{name: line.get(name) for name in _OF_A_LINE},
+                        "sent_at": _iso(line.get("sent_at")),
                         "received_at": _iso(line["received_at"]),
                     },
                 )
@@ -167,7 +171,8 @@ class Publisher:
     def publish(self, envelope: Envelope) -> None:
         """Returns when somebody has it. Raises Defer."""
         event = envelope.payload
-        if not isinstance(event.get("id"), str) or not isinstance(event.get("type"), str):
+        names = (event.get("id"), event.get("type"))
+        if not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names):
             raise GiveUp("unexpected_kind")
         left = self._not_before - self._runtime.now()
         if left > 0:

@@ -244,6 +244,13 @@ class Keys:
         """Of a provider, its account and its id; or of "api", a principal and its key."""
         return self._hash("message", source, account, id_)
 
+    def message_id(self, message: InboundMessage) -> MessageId:
+        """Of a text, whichever way it comes to us."""
+        return MessageId(
+            self.conversation(message.ours, message.theirs),
+            self.message(message.provider, message.account, message.id),
+        )
+
     def number(self, number: str) -> str:
         return self._hash("number", number)
 

@@ -108,6 +108,8 @@ class Pacer:
         """Slots (microseconds) for so many segments, in order. Raises OverCap; Defer, where others
         keep coming between."""
         pace = line.pace
+        if pace.per_day and segments > pace.per_day:
+            raise OverCap
         for _ in range(_TRIES):
             now = int(self._runtime.now() * _SECOND)
             write = _reservation(line, segments, now, self._seen.get(pace.name, {}))

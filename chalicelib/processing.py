@@ -11,17 +11,22 @@ A batch goes through these steps, and a death after any of them repeats them wit
     settle             sends of unknown outcome, last: providers are asked, which takes its time
 
 Between archive and table a death leaves lines that no item names; nothing is lost by it.
+
+A `replay` goes the same way for a text that is stored already: it gets a new line, and its item
+says then what that says and names its object, if it still names the one that was read. The line of
+before is one that no item names.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import phonenumbers
 
-from chalicelib import receipts, text
+from chalicelib import receipts, statements, text
 from chalicelib.archive import Archive
 from chalicelib.batches import Batch, Defer, GiveUp, LambdaContext, Record
 from chalicelib.config import Settings, load
@@ -34,9 +39,11 @@ from chalicelib.observing import count, log
 from chalicelib.queues import DEAD_LETTERS, OUTBOUND, PROCESSING, Envelope, Kind, Queues
 from chalicelib.runtime import Runtime
 from chalicelib.settling import Settling, resume
-from chalicelib.table import Item, Key, Table
+from chalicelib.table import Conflict, Item, Key, Table
 from chalicelib.vault import Vault
 from chalicelib.yours.lookups import LOOKUPS
+
+Line = dict[str, Any]
 
 # What has to wait for whatever reason is dead-lettered after this, well before the queue would drop
 # it (14 days). Look-ups may have a shorter time of their own (LOOKUP_MAX_AGE).
@@ -64,7 +71,8 @@ class Processing:
         self._table = Table(runtime, settings.stage)
         self._ledger = Ledger(self._table, runtime, keep_days=settings.message_days)
         self._events = Events(runtime, self._queues, settings)
-        self._consent = ConsentList(self._table, keys, settings.brand, self._events.consented)
+        announce = self._events.consented if self._events.on else None
+        self._consent = ConsentList(self._table, keys, settings.brand, announce)
         self._settling = Settling(
             runtime,
             settings,
@@ -96,42 +104,47 @@ class Processing:
         unknown = _of_kind(batch, "settle")
         announced = _of_kind(batch, "event")
         first = [one for one in batch.records if one not in unknown and one not in announced]
-        inbound = {
-            record: _key(record.envelope)
+        texts = {
+            record: _key(record.envelope.id)
             for record in batch.records
             if record.envelope is not None and _is_message(record.envelope)
         }
-        stored = batch.all_or_none(
-            lambda: self._table.get_many(list(inbound.values())), list(inbound)
-        )
+        stored = batch.all_or_none(lambda: self._table.get_many(list(texts.values())), list(texts))
         done = {
-            record: stored[key] for record, key in inbound.items() if stored and key in stored
+            record: (stored or {}).get(key)
+            for record, key in texts.items()
+            if stored is not None and record.envelope and _is_done(record.envelope, stored.get(key))
         }
         results = batch.each(
             self._work,
             [record for record in first if record not in done],
             needs=self._lookups.longest + STORING,
         )
-        lines = {record: line for record, line in results.items() if line is not None}
-        if lines:
-            key = batch.all_or_none(lambda: self._store_in_archive(lines), list(lines))
+        for lines in _by_object(results):
+            key = batch.all_or_none(partial(self._store_in_archive, lines), list(lines))
             if key is not None:
-                kept = batch.each(
-                    lambda envelope, record: self._store(envelope, lines[record], key),
-                    list(lines),
-                    needs=WRITING,
-                )
+                kept = batch.each(partial(self._store, lines, key), list(lines), needs=WRITING)
                 done |= {record: lines[record] for record in kept}
-        if self._events.on and done:
-            # (What was stored before, too: whoever stored it may have died before this.)
-            batch.all_or_none(lambda: self._events.received(done.values()), list(done))
+        if self._events.on:
+            self._announce(batch, done)
         batch.each(
             lambda envelope, _: self._publisher.publish(envelope), announced, needs=PUBLISHING
         )
         batch.each(lambda envelope, _: self._settling.settle(envelope), unknown, needs=LOOKING)
         return batch.finish()
 
-    def _work(self, envelope: Envelope, record: Record) -> dict[str, Any] | None:
+    def _announce(self, batch: Batch, done: Mapping[Record, Mapping[str, Any] | None]) -> None:
+        """What was stored is news; what was stored before, too: whoever stored it may have died
+        before this. Of what was erased nobody is told, and a replay is no news."""
+        news = {
+            record: line
+            for record, line in done.items()
+            if line and line.get("from") and record.envelope and record.envelope.kind == "inbound"
+        }
+        if news:
+            batch.all_or_none(lambda: self._events.received(news.values()), list(news))
+
+    def _work(self, envelope: Envelope, record: Record) -> Line | None:
         """One message as a line for the archive; None where there is nothing to keep."""
         if envelope.kind == "receipt":
             try:
@@ -143,6 +156,9 @@ class Processing:
             if waiting is not None:
                 # A death before this: the receipt comes again, says nothing new, and gets here.
                 resume(self._runtime, self._queues, waiting)
+            return None
+        if envelope.kind == "consent":
+            self._hear(envelope)
             return None
         if envelope.kind == "unreadable":
             self._archive.quarantine(envelope.payload, envelope.received_at)
@@ -158,7 +174,23 @@ class Processing:
                 raise
             raise GiveUp(f"too_old: {defer.reason}") from None
 
-    def _examine(self, envelope: Envelope) -> dict[str, Any]:
+    def _hear(self, envelope: Envelope) -> None:
+        """Records what somebody said by another way than a text. Nobody confirms it: a text about
+        it would be the first after their STOP."""
+        try:
+            said = statements.read(dict(envelope.payload), envelope.received_at)
+        except statements.BadStatement:
+            raise GiveUp("unreadable_statement") from None
+        effective = self._consent.record_statement(said)
+        count("ConsentEvents", reason=said.event, id=envelope.id)
+        log(
+            "INFO",
+            f"consent_{said.event}",
+            id=envelope.id,
+            reason="effective" if effective else "",
+        )
+
+    def _examine(self, envelope: Envelope) -> Line:
         message = envelope.inbound()
         body = text.normalise(message.text)
         event = message.consent_hint or event_in(body)
@@ -204,24 +236,59 @@ class Processing:
         times = [envelope.received_at] + ([reply.received_at] if reply else [])
         return min(times)
 
-    def _store_in_archive(self, lines: Mapping[Record, dict[str, Any]]) -> str:
+    def _store_in_archive(self, lines: Mapping[Record, Line]) -> str:
         # The same message may be in a batch twice; it is one line.
         return self._archive.store({line["id"]: line for line in lines.values()})
 
-    def _store(self, envelope: Envelope, line: Mapping[str, Any], archive_key: str) -> None:
-        pk, sk = _key(envelope)
-        # `raw` has the whole of a text that was too large; DynamoDB takes 400 KB an item.
-        item: Item = {name: value for name, value in line.items() if name != "raw"}
-        item |= {
-            "pk": pk,
-            "sk": sk,
-            "archive_key": archive_key,
-            "expires_at": int(envelope.received_at + self._settings.message_days * DAY),
-        }
+    def _store(
+        self, lines: Mapping[Record, Line], archive_key: str, envelope: Envelope, record: Record
+    ) -> None:
+        line = lines[record]
+        item = item_of(line, archive_key, self._settings.message_days)
+        provider = str(line["provider"])
+        if envelope.kind == "replay":
+            done = self._store_again(item, str(envelope.payload["archived_in"]))
+            log("INFO", "replayed", id=envelope.id, reason="" if done else "overtaken")
+            return
         self._table.insert(item)
-        provider, reason = str(line["provider"]), "" if line["valid"] else "invalid"
+        reason = "" if line["valid"] else "invalid"
         count("Stored", provider=provider, reason=reason, id=envelope.id)
         log("INFO", "stored", id=envelope.id, provider=provider)
+
+    def _store_again(self, item: Item, archived_in: str) -> bool:
+        """Replaces what an item says, its life excepted; whether it was still as it was read."""
+        kept = ("pk", "sk", "expires_at")
+        said = {name: value for name, value in item.items() if name not in kept}
+        names = {f"#{name}": name for name in said}
+        sets = [name for name, value in said.items() if value is not None]
+        removes = [name for name, value in said.items() if value is None]
+        update = "SET " + ", ".join(f"#{name} = :{name}" for name in sets)
+        if removes:
+            update += " REMOVE " + ", ".join(f"#{name}" for name in removes)
+        try:
+            self._table.update(
+                (item["pk"], item["sk"]),
+                update,
+                condition="#archive_key = :archived_in",
+                names=names,
+                values={":archived_in": archived_in} | {f":{name}": said[name] for name in sets},
+            )
+        except Conflict:
+            return False
+        return True
+
+
+def item_of(line: Mapping[str, Any], archive_key: str, keep_days: int) -> Item:
+    """A line of the archive as an item of the table, which names the object that has it."""
+    pk, sk = _key(str(line["id"]))
+    # `raw` has the whole of a text that was too large; DynamoDB takes 400 KB an item.
+    item: Item = {name: value for name, value in line.items() if name != "raw"}
+    return item | {
+        "pk": pk,
+        "sk": sk,
+        "archive_key": archive_key,
+        "expires_at": int(line["received_at"] + keep_days * DAY),
+    }
 
 
 def reasons_against(message: InboundMessage, body: str) -> list[str]:
@@ -259,11 +326,31 @@ def _of_kind(batch: Batch, kind: Kind) -> set[Record]:
 
 
 def _is_message(envelope: Envelope) -> bool:
-    return envelope.kind == "inbound" and MessageId.parse(envelope.id) is not None
+    return envelope.kind in ("inbound", "replay") and MessageId.parse(envelope.id) is not None
 
 
-def _key(envelope: Envelope) -> Key:
-    conversation, _, message = envelope.id.partition("-")
+def _is_done(envelope: Envelope, item: Item | None) -> bool:
+    """Whether a text is stored; a replay, whether it is not any more as it was read."""
+    if envelope.kind == "replay":
+        named = None if item is None else item.get("archive_key")
+        return named is None or named != envelope.payload.get("archived_in")
+    return item is not None
+
+
+def _by_object(results: Mapping[Record, Line | None]) -> list[dict[Record, Line]]:
+    """The lines as they share an object. What is replayed stands by itself, a day in an object:
+    an object's date is that of its earliest line, and says to an erasure how far back it goes."""
+    groups: dict[float | None, dict[Record, Line]] = {}
+    for record, line in results.items():
+        if line is not None:
+            replayed = record.envelope is not None and record.envelope.kind == "replay"
+            day = line["received_at"] // DAY if replayed else None
+            groups.setdefault(day, {})[record] = line
+    return list(groups.values())
+
+
+def _key(id_: str) -> Key:
+    conversation, _, message = id_.partition("-")
     return f"C#{conversation}", f"IN#{message}"
 
 

@@ -26,7 +26,17 @@ from chalicelib.messages import (
 from chalicelib.runtime import Runtime
 
 T = TypeVar("T")
-Kind = Literal["inbound", "outgoing", "receipt", "unreadable", "settle", "resume", "event"]
+Kind = Literal[
+    "inbound",
+    "outgoing",
+    "receipt",
+    "consent",
+    "unreadable",
+    "settle",
+    "resume",
+    "replay",
+    "event",
+]
 
 PROCESSING = "processing"
 OUTBOUND = "outbound.fifo"
@@ -54,12 +64,16 @@ class Envelope:
     `conversation` is its hash and the FIFO group; `id` is the message's id, "" for receipts and
     unreadable payloads; `received_at` (unix seconds) is when our door had it; `callback_url` is
     where this provider's receipts go, without the reference. `payload` is the message as data:
-    read it with `inbound`, `outgoing` or `receipt`. `redriven_at` (unix seconds) is when somebody
-    put it back on its queue: age counts from then.
+    read it with `inbound`, `outgoing` or `receipt`; that of `consent`, which is of no conversation,
+    with `statements.read`. `redriven_at` (unix seconds) is when somebody put it back on its queue:
+    age counts from then.
 
     Two kinds speak of a reply and carry no words, since the ledger has them: `settle`, for
     processing, that a part is unknown (`payload` says which, for whoever reads the queue: the
     ledger's state decides); `resume`, for the sender, that parts wait behind one that was settled.
+
+    A `replay` is a text that was stored before, to be examined once more by processing: its payload
+    is that of `inbound`, and `archived_in`, the object of the archive that has its line.
     """
 
     kind: Kind
@@ -82,7 +96,7 @@ class Envelope:
         return str(id_) if known else ""
 
     def inbound(self) -> InboundMessage:
-        fields = dict(self.payload)
+        fields = {name: value for name, value in self.payload.items() if name != "archived_in"}
         fields["media"] = tuple(Media(**one) for one in fields.get("media", ()))
         if fields.get("part"):
             fields["part"] = Concatenated(**fields["part"])

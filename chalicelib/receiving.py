@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
+from chalicelib import statements
 from chalicelib.config import Settings, load
 from chalicelib.ledger import Ledger
 from chalicelib.messages import (
@@ -164,13 +165,13 @@ class Receiver:
         outbound: list[tuple[Envelope, str]] = []
         for one in provider.parse(request):
             if isinstance(one, DeliveryReceipt):
-                processing.append((_receipt(one, request.received_at), ""))
+                processing.append((receipt(one, request.received_at), ""))
                 continue
-            id_ = self._id_of(one)
-            processing.append((_inbound(one, id_, callback_url), ""))
+            id_ = self._keys.message_id(one)
+            processing.append((inbound(one, id_, callback_url), ""))
             if answerable(one):
                 # `raw` is for the archive; the sender has no use for it.
-                envelope = _inbound(one, id_, callback_url, raw=False)
+                envelope = inbound(one, id_, callback_url, raw=False)
                 outbound.append((envelope, id_.message))
         return processing, outbound
 
@@ -178,12 +179,6 @@ class Receiver:
         if any(len(envelope.body()) > LARGEST_BODY for envelope, _ in envelopes):
             raise TooLarge
         self._queues.send(queue, envelopes)
-
-    def _id_of(self, message: InboundMessage) -> MessageId:
-        return MessageId(
-            self._keys.conversation(message.ours, message.theirs),
-            self._keys.message(message.provider, message.account, message.id),
-        )
 
     # -- our own clients ----------------------------------------------------------------------
 
@@ -255,6 +250,23 @@ class Receiver:
         if not words.strip() and not media:
             raise BadRequest("text: there is neither text nor media")
         return OutgoingMessage(self._settings.numbers[ours], ours, theirs, words, tuple(media))
+
+    def post_consent(self, event: Mapping[str, Any]) -> Response:
+        """POST /consent: what a person said by another way than a text, for processing."""
+        about = ""
+        try:
+            request = request_of(event, self._settings.public_url, self._runtime.now())
+            said = statements.read(_json_in(request.body), request.received_at)
+            about = str(statements.id_of(self._keys, said))
+            envelope = Envelope("consent", "", about, request.received_at, asdict(said))
+            self._send(PROCESSING, [(envelope, "")])
+        except (BadRequest, statements.BadStatement) as error:
+            _refused("bad_request")
+            return _error(400, str(error))
+        except Exception as error:
+            return _try_again(error, "", about)
+        count("Queued", id=about)
+        return _json(202, {"id": about})
 
     def get_message(self, id_text: str) -> Response:
         """GET /messages/{id}: what became of it. The one read that this function makes."""
@@ -334,9 +346,10 @@ def _own_path(event: Mapping[str, Any]) -> str:
     return path
 
 
-def _inbound(
+def inbound(
     message: InboundMessage, id_: MessageId, callback_url: str, *, raw: bool = True
 ) -> Envelope:
+    """A text as it travels: with `raw` for processing, without it for the sender."""
     payload = asdict(message)
     if not raw:
         del payload["raw"]
@@ -345,10 +358,11 @@ def _inbound(
     )
 
 
-def _receipt(receipt: DeliveryReceipt, received_at: float) -> Envelope:
-    named = parse_reference(receipt.reference)
+def receipt(one: DeliveryReceipt, received_at: float) -> Envelope:
+    """A receipt as it travels, to processing."""
+    named = parse_reference(one.reference)
     conversation = named[0].conversation if named else ""
-    return Envelope("receipt", conversation, "", received_at, asdict(receipt))
+    return Envelope("receipt", conversation, "", received_at, asdict(one))
 
 
 def _unreadable(provider: Provider, request: WebhookRequest) -> Envelope:

@@ -81,9 +81,8 @@ class Sender:
         self._table = Table(runtime, settings.stage)
         self._ledger = Ledger(self._table, runtime, keep_days=settings.message_days)
         self._events = Events(runtime, self._queues, settings)
-        self._consent = ConsentList(
-            self._table, self._vault.keys(), settings.brand, self._events.consented
-        )
+        announce = self._events.consented if self._events.on else None
+        self._consent = ConsentList(self._table, self._vault.keys(), settings.brand, announce)
         self._breaker = Breaker(self._table, runtime, settings.providers)
         self._brakes = Brakes(settings)
         self._quiet_until = quiet_until

@@ -31,6 +31,8 @@ from chalicelib.observing import count, log
 from chalicelib.providers import provider_named
 from chalicelib.providers.base import (
     REPEATABLE,
+    CannotTell,
+    Http,
     NotSent,
     OutcomeUnknown,
     Provider,
@@ -120,6 +122,48 @@ def decide(
     return reply
 
 
+def ask(
+    ledger: Ledger,
+    reply: Reply,
+    part: PartEntry,
+    provider: Provider,
+    secrets: Mapping[str, Any],
+    http: Http,
+) -> Sent | NotSent | CannotTell:
+    """What the provider says of an unknown part just now. *NotSent* is a proof from LISTED_AFTER
+    seconds after its beginning on. Raises a SendError where the question failed.
+    """
+    # An attempt that was given up blindly may be there as well: then nothing is to be repeated.
+    since = part.first_started_at if part.lost else part.started_at
+    known = {one.provider_id for _, one in ledger.conversation(reply.id.conversation)} - {""}
+    wanted = replace(part_of(reply, part, known_ids=frozenset(known)), started_at=since)
+    answer = provider.find_sent(wanted, secrets, http)
+    if isinstance(answer, Sent) and _may_be_anothers(ledger, reply, part, answer.id, since):
+        return CannotTell()
+    return answer
+
+
+def _may_be_anothers(
+    ledger: Ledger, reply: Reply, part: PartEntry, provider_id: str, since: float | None
+) -> bool:
+    """Whether what the provider has may be another part of this conversation.
+
+    Read after the provider's list: whose send is on it had claimed its part by then. Two parts of
+    one text are one for the provider, and which of them it has nobody can say.
+    """
+    earliest = (since or 0.0) - LISTED_AFTER
+    return any(
+        one.provider_id == provider_id
+        or (
+            one.text == part.text
+            and (one.state in ("sending", "unknown") or one.lost > 0)
+            and (one.started_at or 0.0) >= earliest
+        )
+        for id_, one in ledger.conversation(reply.id.conversation)
+        if (id_, one.number) != (reply.id, part.number)
+    )
+
+
 class Settling:
     """What processing does with a `settle` message."""
 
@@ -206,38 +250,12 @@ class Settling:
         self, reply: Reply, part: PartEntry, provider: Provider, secrets: Mapping[str, Any]
     ) -> Reply | None:
         age = self._runtime.now() - (part.started_at or 0.0)
-        # An attempt that was given up blindly may be there as well: then nothing is to be repeated.
-        since = part.first_started_at if part.lost else part.started_at
-        known = {one.provider_id for _, one in self._ledger.conversation(reply.id.conversation)} - {
-            ""
-        }
-        wanted = replace(part_of(reply, part, known_ids=frozenset(known)), started_at=since)
-        answer = provider.find_sent(wanted, secrets, self._runtime.http)
-        if isinstance(answer, Sent) and not self._may_be_anothers(reply, part, answer.id, since):
+        answer = ask(self._ledger, reply, part, provider, secrets, self._runtime.http)
+        if isinstance(answer, Sent):
             return self._tell("found", self._ledger.found(reply, part, answer.id), part)
         if isinstance(answer, NotSent) and age >= LISTED_AFTER:
             return self._tell("not_sent", self._ledger.not_sent(reply, part), part)
         return None
-
-    def _may_be_anothers(
-        self, reply: Reply, part: PartEntry, provider_id: str, since: float | None
-    ) -> bool:
-        """Whether what the provider has may be another part of this conversation.
-
-        Read after the provider's list: whose send is on it had claimed its part by then. Two parts
-        of one text are one for the provider, and which of them it has nobody can say.
-        """
-        earliest = (since or 0.0) - LISTED_AFTER
-        return any(
-            one.provider_id == provider_id
-            or (
-                one.text == part.text
-                and (one.state in ("sending", "unknown") or one.lost > 0)
-                and (one.started_at or 0.0) >= earliest
-            )
-            for id_, one in self._ledger.conversation(reply.id.conversation)
-            if (id_, one.number) != (reply.id, part.number)
-        )
 
     def _may_be_repeated(self, reply: Reply, part: PartEntry, provider: Provider) -> bool:
         return (

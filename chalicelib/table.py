@@ -164,6 +164,11 @@ def read_item(item: Mapping[str, Any]) -> Item:
     return {name: _plain(read(value)) for name, value in item.items()}
 
 
+def kept(item: Mapping[str, Any]) -> Item:
+    """An item as the table gives it back, once it was written."""
+    return {name: _plain(_storable(value)) for name, value in item.items() if value is not None}
+
+
 @cache
 def _deserializer() -> TypeDeserializer:
     from boto3.dynamodb.types import TypeDeserializer

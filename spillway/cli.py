@@ -11,9 +11,13 @@ from rich.console import Console
 from spillway.deploy import credentials, secrets
 from spillway.deploy.command import deploy, destroy
 from spillway.local.command import run
+from spillway.operate import consent, dlq, unknown
+from spillway.operate.backfill import backfill
 from spillway.operate.doctor import doctor
 from spillway.operate.erase import erase
 from spillway.operate.pause import pause, resume
+from spillway.operate.reconcile import reconcile
+from spillway.operate.replay import replay
 from spillway.operate.status import status
 from spillway.operate.trace import trace
 from spillway.problem import Problem
@@ -47,6 +51,12 @@ app.command()(doctor)
 app.command()(erase)
 app.command()(pause)
 app.command()(resume)
+app.add_typer(dlq.app, name="dlq")
+app.add_typer(unknown.app, name="unknown")
+app.command()(reconcile)
+app.command()(backfill)
+app.command()(replay)
+app.add_typer(consent.app, name="consent")
 app.command()(deploy)
 app.add_typer(secrets.app, name="secret")
 app.add_typer(credentials.app, name="credential")

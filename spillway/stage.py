@@ -15,6 +15,8 @@ from typing import Annotated, Any
 import typer
 
 from chalicelib.config import Settings, load
+from chalicelib.events import Events
+from chalicelib.queues import Queues
 from chalicelib.runtime import Runtime
 from spillway import aws as aws_
 from spillway.aws import Aws
@@ -108,6 +110,11 @@ class Stage:
     def runtime(self) -> Runtime:
         """For what of the functions' own code works on this stage's stores."""
         return _Runtime(self.aws)
+
+    def events(self) -> Events:
+        """For what of a command's doing the business's own systems are to hear."""
+        runtime = self.runtime()
+        return Events(runtime, Queues(runtime, self.name), self.settings("processing"))
 
 
 class _Runtime(Runtime):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -22,9 +21,14 @@ from chalicelib.table import Item, read_item
 from spillway.aws import Aws
 from spillway.problem import Problem
 
+# Where dead letters are kept that somebody dropped.
+DROPPED = "quarantine/dropped/"
 QUEUES = (PROCESSING, OUTBOUND, *DEAD_LETTERS.values())
 # Seconds for which a dead letter that is looked at is hidden from whoever looks next.
 _LOOK = 30
+# What SQS says of a handle whose time is over, on a FIFO queue alone.
+_TOO_LATE = ("InvalidParameterValue", "ReceiptHandleIsInvalid")
+_NEVER = 1e11  # unix seconds
 # What S3 says where an object is not as it was read, or gone.
 _CHANGED = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey")
 
@@ -44,13 +48,16 @@ class Depth:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A message on a dead-letter queue. `history`: what was done with it before, by name."""
+    """A message on a dead-letter queue. `history`: what was done with it before, by name; nothing
+    where SQS itself put it aside. `sent_at`: unix seconds; `group`: "" on a standard queue."""
 
     queue: str
     id: str
     receipt_handle: str
     body: str
     history: Mapping[str, str]
+    sent_at: float
+    group: str
 
 
 class Stores:
@@ -111,6 +118,19 @@ class Stores:
         ):
             yield from map(read_item, page["Items"])
 
+    def consent(self, brand: str) -> Iterator[Item]:
+        """Every entry of a brand's list of consent; all of the table is read for them."""
+        for page in self._dynamodb.get_paginator("scan").paginate(
+            TableName=self._table,
+            FilterExpression="begins_with(pk, :brand) AND sk = :consent",
+            ExpressionAttributeValues={
+                ":brand": {"S": f"P#{brand}#"},
+                ":consent": {"S": "CONSENT"},
+            },
+            ConsistentRead=True,
+        ):
+            yield from map(read_item, page["Items"])
+
     def unknown(self) -> Iterator[Item]:
         """Every reply with a part of unknown outcome, or one that waits behind it."""
         for bucket in range(UNKNOWN_BUCKETS):
@@ -137,13 +157,15 @@ class Stores:
         for key in self.objects("messages/", since):
             yield from self.lines(key)
 
-    def objects(self, prefix: str, since: float = 0.0) -> Iterator[str]:
-        """The keys of the archive's objects that were written since then (unix seconds)."""
+    def objects(self, prefix: str, since: float = 0.0, until: float = _NEVER) -> Iterator[str]:
+        """The keys of the archive's objects that were written since then, and before then (unix
+        seconds), in their order."""
         start = datetime.fromtimestamp(int(since), UTC)
+        end = datetime.fromtimestamp(until, UTC)
         pages = self._s3.get_paginator("list_objects_v2")
         for page in pages.paginate(Bucket=self.bucket, Prefix=prefix):
             for found in page.get("Contents", []):
-                if found["LastModified"] >= start:
+                if start <= found["LastModified"] < end:
                     yield found["Key"]
 
     def lines(self, key: str) -> list[Item]:
@@ -160,6 +182,20 @@ class Stores:
         body: bytes = found["Body"].read()
         packed = found.get("ContentEncoding") == "gzip"
         return gzip.decompress(body) if packed else body, found["ETag"]
+
+    def keep(self, key: str, content: Item) -> None:
+        """Writes an object of JSON."""
+        self._s3.put_object(
+            Bucket=self.bucket,
+            Key=key,
+            Body=json.dumps(content, sort_keys=True).encode(),
+            ContentType="application/json",
+        )
+
+    def written(self, key: str) -> float:
+        """When an object was written, in unix seconds."""
+        at: datetime = self._s3.head_object(Bucket=self.bucket, Key=key)["LastModified"]
+        return at.timestamp()
 
     def replace(self, key: str, content: bytes, etag: str) -> bool:
         """Writes an object of messages anew, or deletes it where nothing is left of it; whether it
@@ -213,17 +249,19 @@ class Stores:
         """The two queues and their dead-letter queues, by name."""
         return {name: self.depth(name) for name in QUEUES}
 
-    def dead_letters(self, queue: str) -> Iterator[DeadLetter]:
+    def dead_letters(self, queue: str, hide: int = 0) -> Iterator[DeadLetter]:
         """Every message of a dead-letter queue, as far as SQS shows them: each is hidden from
-        others for half a minute meanwhile, and counted as received once more."""
+        others for half a minute (or `hide` seconds) meanwhile, and counted as received once more.
+        """
         sqs = self.aws.client("sqs")
         seen: set[str] = set()
         while True:
             found = sqs.receive_message(
                 QueueUrl=self.urls[queue],
                 MaxNumberOfMessages=10,
-                VisibilityTimeout=_LOOK,
+                VisibilityTimeout=hide or _LOOK,
                 MessageAttributeNames=["All"],
+                MessageSystemAttributeNames=["SentTimestamp", "MessageGroupId"],
             ).get("Messages", [])
             new = [one for one in found if one["MessageId"] not in seen]
             for one in new:
@@ -232,30 +270,57 @@ class Stores:
                     name: value.get("StringValue", "")
                     for name, value in one.get("MessageAttributes", {}).items()
                 }
+                told = one["Attributes"]
                 yield DeadLetter(
-                    queue, one["MessageId"], one["ReceiptHandle"], one["Body"], history
+                    queue,
+                    one["MessageId"],
+                    one["ReceiptHandle"],
+                    one["Body"],
+                    history,
+                    int(told["SentTimestamp"]) / 1000,
+                    told.get("MessageGroupId", ""),
                 )
             if not new:
                 return
 
-    def delete(self, letter: DeadLetter) -> None:
-        """Deletes a dead letter that is looked at."""
-        self.aws.client("sqs").delete_message(
-            QueueUrl=self.urls[letter.queue], ReceiptHandle=letter.receipt_handle
+    def send(self, queue: str, body: str, *, group: str, id_: str) -> None:
+        """Puts a message on a queue, as it is. `group` and `id_` (for SQS, to tell it from others)
+        count on a FIFO queue."""
+        fifo = {"MessageGroupId": group, "MessageDeduplicationId": id_}
+        self.aws.client("sqs").send_message(
+            QueueUrl=self.urls[queue], MessageBody=body, **(fifo if queue.endswith(".fifo") else {})
         )
+
+    def delete(self, letter: DeadLetter) -> bool:
+        """Deletes a dead letter that is looked at; whether it was not looked at for too long."""
+        from botocore.exceptions import ClientError
+
+        try:
+            self.aws.client("sqs").delete_message(
+                QueueUrl=self.urls[letter.queue], ReceiptHandle=letter.receipt_handle
+            )
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in _TOO_LATE:
+                raise
+            return False
+        return True
 
     def show(self, letters: Sequence[DeadLetter]) -> None:
         """Shows dead letters that were looked at to others again, at once."""
-        from botocore.exceptions import ClientError
-
-        for letter in letters:
-            # (What was looked at for too long shows by itself.)
-            with suppress(ClientError):
-                self.aws.client("sqs").change_message_visibility(
-                    QueueUrl=self.urls[letter.queue],
-                    ReceiptHandle=letter.receipt_handle,
-                    VisibilityTimeout=0,
-                )
+        for start in range(0, len(letters), 10):
+            some = letters[start : start + 10]
+            # (What SQS refuses was looked at for too long: it shows by itself.)
+            self.aws.client("sqs").change_message_visibility_batch(
+                QueueUrl=self.urls[some[0].queue],
+                Entries=[
+                    {
+                        "Id": str(number),
+                        "ReceiptHandle": letter.receipt_handle,
+                        "VisibilityTimeout": 0,
+                    }
+                    for number, letter in enumerate(some)
+                ],
+            )
 
     def depth(self, name: str) -> Depth:
         """One queue's."""

@@ -37,6 +37,20 @@ SECRETS: dict[str, Any] = {
 }
 
 
+class _Nobody:
+    """Events of which nobody is to hear."""
+
+    on = False
+
+    def _silent(self, *_: object, **__: object) -> None:
+        """Nothing is said."""
+
+    received = ended = told = consented = _silent
+
+
+NOBODY: Any = _Nobody()
+
+
 class FakeRuntime(Runtime):
     """A runtime for tests. `clock` stands still until a test or a sleep moves it; `answer` is what
     the network says to each request."""

@@ -17,7 +17,7 @@ from chalicelib.messages import Keys
 from chalicelib.providers.twilio import Twilio
 from chalicelib.queues import QueueRefused
 from chalicelib.receiving import Receiver
-from tests.fakes import OURS, THEIRS, FakeRuntime, settings
+from tests.fakes import NOW, OURS, THEIRS, FakeRuntime, settings
 from tests.signing import (
     HOST,
     TelnyxKey,
@@ -117,8 +117,8 @@ def basic(credentials: str) -> str:
     [
         (basic(TWILIO), "twilio", ["POST/webhooks/twilio"]),
         (f"Bearer {TWILIO}", "twilio", ["POST/webhooks/twilio"]),
-        (f"Bearer {TOKEN}", "api", ["POST/messages", "GET/messages/*"]),
-        (f"bearer  {TOKEN} ", "api", ["POST/messages", "GET/messages/*"]),
+        (f"Bearer {TOKEN}", "api", ["POST/messages", "GET/messages/*", "POST/consent"]),
+        (f"bearer  {TOKEN} ", "api", ["POST/messages", "GET/messages/*", "POST/consent"]),
         (basic(TWILIO + "x"), "nobody", []),
         (basic(""), "nobody", []),
         ("Basic !!!", "nobody", []),
@@ -149,6 +149,7 @@ def test_the_doors_are_guarded_as_designed() -> None:
         ("/webhooks/{provider}/signed", "POST"): False,
         ("/messages", "POST"): True,
         ("/messages/{id}", "GET"): True,
+        ("/consent", "POST"): True,
         ("/health", "GET"): False,
     }
 
@@ -577,6 +578,76 @@ def test_asking_for_a_message_that_is_not_there(
     )
     status, _, body = call(event)
     assert (status, json.loads(body)) == (404, {"error": error})
+
+
+# -- POST /consent ----------------------------------------
+
+SAID = {"number": THEIRS, "event": "stop", "source": "telephone", "note": "heron at 10:31"}
+
+
+def state(body: Any) -> dict[str, Any]:
+    text = body if isinstance(body, str) else json.dumps(body)
+    headers = {"Content-Type": "application/json"}
+    return api_event("POST", "/consent", text, headers, principal="api")
+
+
+def test_what_somebody_said_otherwise_is_queued_for_processing(
+    runtime: FakeRuntime, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = [call(state({**SAID, "at": "2026-09-20T12:00:00+02:00"})) for _ in range(2)]
+    # THEN a repetition is the same statement, whatever the queue makes of two messages
+    assert [status for status, _, _ in answers] == [202, 202]
+    first, second = sent(runtime, "processing")
+    assert first == second
+    assert first["payload"] == {**SAID, "at": 1_789_898_400.0}
+    assert (first["kind"], first["conversation"]) == ("consent", "")
+    assert json.loads(answers[0][2]) == {"id": first["id"]}
+    assert not sent(runtime, "outbound.fifo")
+    # AND each line about it has its id, and says nothing of whom it is about
+    output = capsys.readouterr().out
+    assert [json.loads(line)["id"] for line in output.splitlines()] == [first["id"]] * 2
+    assert_says_nothing(output)
+
+
+def test_a_stop_without_a_time_is_said_now(runtime: FakeRuntime) -> None:
+    for _ in range(2):
+        assert call(state(SAID))[0] == 202
+        runtime.clock += 9
+    first, second = (envelope["payload"] for envelope in sent(runtime, "processing"))
+    assert (first["at"], second["at"]) == (NOW, NOW + 9)
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        ("not json", "JSON"),
+        ("[]", "JSON"),
+        ({**SAID, "number": "heron"}, "number:"),
+        ({**SAID, "at": "yesterday"}, "at:"),
+        ({**SAID, "strange": 1}, "may have"),
+    ],
+)
+def test_a_bad_statement_of_our_own_client(
+    body: Any, names: str, runtime: FakeRuntime, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, answer = call(state(body))
+    assert status == 400
+    assert names in json.loads(answer)["error"]
+    assert not sent(runtime, "processing")
+    assert_says_nothing(capsys.readouterr().out)
+
+
+def test_a_queue_that_refuses_a_statement(
+    runtime: FakeRuntime, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runtime.queues.refuses["processing"] = ConnectTimeoutError(endpoint_url="https://sqs")
+    status, headers, _ = call(state({**SAID, "at": NOW}))
+    assert (status, headers["Retry-After"]) == (503, "5")
+    refused = lines(capsys)
+    # AND when it comes again, it has the id under which it was refused
+    del runtime.queues.refuses["processing"]
+    id_ = json.loads(call(state({**SAID, "at": NOW}))[2])["id"]
+    assert [line["id"] for line in (*refused, *lines(capsys))] == [id_] * 3
 
 
 # -- the address that was called ----------------------------------------

@@ -454,6 +454,10 @@ def test_what_is_no_envelope_is_dead_lettered_at_once(runtime: FakeRuntime, text
         # Ours to them.
         ("outgoing", {"text": "STOP"}, False),
         ("settle", {"part": 1}, False),
+        # Said by another way than a text.
+        ("consent", {"event": "stop"}, True),
+        ("consent", {"event": "start"}, False),
+        ("consent", {"text": "STOP"}, False),
     ],
 )
 def test_a_stop_among_the_dead_letters_is_counted(

@@ -26,7 +26,24 @@ def spillway(*arguments: str, **variables: str) -> subprocess.CompletedProcess[s
     )
 
 
-COMMANDS = ("run", "text", "burst", "status", "trace", "doctor", "erase", "deploy", "destroy")
+COMMANDS = (
+    *("run", "text", "burst", "status", "trace", "doctor", "erase", "reconcile", "backfill"),
+    *("replay", "deploy", "destroy"),
+)
+
+
+GROUPS = (
+    *(("dlq", command) for command in ("list", "show", "redrive", "drop")),
+    *(("unknown", command) for command in ("list", "show", "settle")),
+)
+
+
+@pytest.mark.parametrize("words", GROUPS, ids=" ".join)
+def test_every_command_of_a_group_does_so(words: tuple[str, str]) -> None:
+    done = spillway(*words, "--help")
+    assert done.returncode == 0
+    for said in ("Exit code", "--stage", "--json"):
+        assert said in done.stdout
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -113,7 +113,7 @@ def test_there_is_nobody_where_there_are_no_hashes() -> None:
     [
         ("twilio", [("POST", "/webhooks/twilio")]),
         ("telnyx", [("POST", "/webhooks/telnyx")]),
-        ("api", [("POST", "/messages"), ("GET", "/messages/*")]),
+        ("api", [("POST", "/messages"), ("GET", "/messages/*"), ("POST", "/consent")]),
     ],
 )
 def test_a_principals_paths_are_its_own_alone(principal: str, paths: list[tuple[str, str]]) -> None:

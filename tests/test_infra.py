@@ -340,6 +340,7 @@ def packaged_api(endpoint: str, project: Path) -> str:
         ("POST", "/webhooks/twilio", 401),
         ("POST", "/messages", 401),
         ("GET", "/messages/x", 401),
+        ("POST", "/consent", 401),
         # It has no authorizer: the receiver itself refuses what nobody signed.
         ("POST", "/webhooks/twilio/signed", 403),
     ],

@@ -186,6 +186,9 @@ def test_a_number_that_is_not_named_is_not_paced(make: Any) -> None:
 )
 def test_a_day_has_its_limit(make: Any, paces: dict[str, Pace], cap: int) -> None:
     one = make(paces, cap)
+    # (Not even the first of a day may be more than that.)
+    with pytest.raises(OverCap):
+        one.take(one.turns(), segments=4)
     # GIVEN a batch of which two segments leave, and one that was taken for nothing
     turns = one.turns(answers=3)
     one.take(turns), one.take(turns)

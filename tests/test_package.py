@@ -375,6 +375,7 @@ def test_a_function_has_a_role_of_its_own_with_its_policy_file(
         ("post", "/webhooks/{provider}/signed", False),
         ("post", "/messages", True),
         ("get", "/messages/{id}", True),
+        ("post", "/consent", True),
         ("get", "/health", False),
     ],
 )
@@ -391,6 +392,7 @@ def test_no_route_is_without_a_decision_about_its_authorizer(package: Package) -
         ("post", "/webhooks/{provider}/signed"),
         ("post", "/messages"),
         ("get", "/messages/{id}"),
+        ("post", "/consent"),
         ("get", "/health"),
     }
 

@@ -307,6 +307,23 @@ class World(Memory):
             headers = {"Idempotency-Key": KEY, "Authorization": f"Bearer {BEARER}"}
             event = api_event("POST", "/messages", json.dumps(body), headers, principal="api")
             self.request("POST /messages", event)
+        # (Of somebody who is opted out anyhow.)
+        good = {
+            "number": OTHERS,
+            "event": "stop",
+            "source": "telephone",
+            "note": f"{PERSON}: {TEXT}",
+        }
+        for said in (
+            good,
+            {**good, "number": f"{THEIRS} "},
+            {**good, "at": TEXT},
+            {THEIRS: 1},
+            ECHO,
+        ):
+            headers = {"Authorization": f"Bearer {BEARER}"}
+            event = api_event("POST", "/consent", json.dumps(said), headers, principal="api")
+            self.request("POST /consent", event)
         for id_ in (THEIRS, f"{'a' * 24}-{'b' * 24}", *self.ids()):
             event = api_event(
                 "GET",

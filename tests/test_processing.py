@@ -14,11 +14,13 @@ import pytest
 from botocore.exceptions import EndpointConnectionError
 
 from chalicelib.batches import BatchFailed
+from chalicelib.consent import events_of
 from chalicelib.ledger import DAY, Ledger, draft
 from chalicelib.messages import ConsentEvent, DeliveryReceipt, Keys, Media, MessageId
 from chalicelib.processing import GIVE_UP_AFTER, STORING, Processing
 from chalicelib.queues import Envelope
 from chalicelib.runtime import at_most
+from chalicelib.statements import BadStatement, id_of, read
 from chalicelib.table import Item, Table
 from chalicelib.text import LONGEST
 from tests.fakes import (
@@ -720,7 +722,7 @@ def test_only_a_stop_is_looked_for_in_the_ledger(text: str, world: World) -> Non
 
 def test_a_stop_that_cannot_be_recorded_is_tried_again(world: World) -> None:
     one, two = inbound("STOP", id_="SM1"), inbound(id_="SM2", theirs=SECOND)
-    tapped(world.runtime).next["put_item"] = iter([down()])
+    tapped(world.runtime).next["update_item"] = iter([down()])
     assert world.handle(one, two) == [0]
     assert world.consent() is None
     assert (world.kept(one), world.kept(two)) == (False, True)
@@ -752,6 +754,93 @@ def opened(world: World, envelope: Envelope) -> None:
         callback_url="",
         received_at=envelope.received_at,
     )
+
+
+# --- what is said by another way than a text -----------------------------------------------------
+
+
+def statement(**fields: Any) -> Envelope:
+    said = {"number": THEIRS, "event": "stop", "at": NOW - 60, "source": "telephone", "note": TEXT}
+    payload = {**said, **fields}
+    try:
+        id_ = str(id_of(KEYS, read(payload, NOW)))
+    except BadStatement:
+        id_ = f"{'c' * 24}-{'d' * 24}"
+    return Envelope("consent", "", id_, NOW, payload)
+
+
+def test_what_was_said_otherwise_is_recorded_with_its_evidence(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    envelope = statement()
+    # THEN it is on the list, once, however often it is handed to us
+    assert world.handle(envelope, envelope) == []
+    entry = world.consent()
+    assert entry is not None
+    assert [
+        {name: one[name] for name in ("event", "at", "words", "source", "id")}
+        for one in events_of(entry)
+    ] == [
+        {"event": "stop", "at": NOW - 60, "words": TEXT, "source": "telephone", "id": envelope.id}
+    ]
+    # AND nothing is archived or asked about, and it is counted and logged without words and number
+    assert not world.objects()
+    assert not world.asked
+    lines = logged(capsys)
+    assert [line["ConsentEvents"] for line in lines if "ConsentEvents" in line] == [1, 1]
+    assert [(line["event"], line["id"]) for line in lines if "event" in line] == [
+        ("consent_stop", envelope.id)
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    ("said", "recorded"),
+    [
+        pytest.param({"event": "start", "at": NOW - 60}, "start", id="a start after it"),
+        pytest.param({"event": "start", "at": NOW - 120}, "stop", id="a start before it"),
+        pytest.param({"event": "start", "at": NOW - 98.5}, "stop", id="a start that ties"),
+        pytest.param({"event": "stop", "at": NOW - 60}, "stop", id="another stop"),
+    ],
+)
+def test_what_was_said_otherwise_counts_by_its_own_time(
+    said: dict[str, Any], recorded: str, world: World
+) -> None:
+    assert world.handle(inbound("STOP", sent_at=NOW - 100)) == []
+    assert world.handle(statement(**said)) == []
+    entry = world.consent()
+    assert entry is not None
+    assert entry["event"] == recorded
+
+
+def test_a_statement_that_cannot_be_recorded_is_tried_again(world: World) -> None:
+    tapped(world.runtime).next["update_item"] = iter([down(), Lost(no_answer())])
+    for _ in range(2):
+        assert world.handle(statement()) == [0]
+    assert world.handle(statement()) == []
+    assert len(events_of(world.consent())) == 1
+
+
+def test_a_stop_by_telephone_that_cannot_be_recorded_for_half_a_day_is_said_to_be_one(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.runtime.clock = NOW + GIVE_UP_AFTER + 1
+    tapped(world.runtime).next["get_item"] = iter([down()])
+    assert world.handle(statement()) == []
+    assert world.dead_letters() == [
+        (statement().body(), "too_old: transient: EndpointConnectionError")
+    ]
+    assert sum(line.get("StopsDeadLettered", 0) for line in logged(capsys)) == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"number": "heron"}, {"event": "help"}, {"at": "soon"}, {"source": 5}, {"strange": 1}],
+)
+def test_a_statement_that_cannot_be_read_is_put_aside(fields: dict[str, Any], world: World) -> None:
+    envelope = statement(**fields)
+    assert world.handle(envelope, inbound(id_="SM2")) == []
+    assert world.dead_letters() == [(envelope.body(), "unreadable_statement")]
+    assert world.consent() is None
 
 
 # --- receipts ------------------------------------------------------------------------------------
@@ -812,7 +901,7 @@ def test_a_receipt_that_says_opted_out_feeds_the_list(world: World) -> None:
 
 def test_an_opt_out_is_recorded_even_while_its_receipt_has_to_wait(world: World) -> None:
     answered(world.runtime)
-    tapped(world.runtime).next["update_item"] = iter([down()])
+    tapped(world.runtime).next["update_item"] = iter([None, down()])
     assert world.handle(receipt_for(REPLY.part(1), "failed", "21610")) == [0]
     assert world.consent() is not None
 

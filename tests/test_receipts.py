@@ -15,6 +15,7 @@ from chalicelib.messages import DeliveryReceipt, Keys, MessageId, Status
 from chalicelib.table import Conflict, Table
 from tests.fakes import (
     HASH_KEY,
+    NOBODY,
     NOW,
     OURS,
     THEIRS,
@@ -105,10 +106,10 @@ def test_a_receipt_is_counted_and_logged(
     line: dict[str, str],
 ) -> None:
     for one in before:
-        receipts.record(ledger, consent, one)
+        receipts.record(ledger, consent, NOBODY, one)
     logged(capsys)
 
-    receipts.record(ledger, consent, given)
+    receipts.record(ledger, consent, NOBODY, given)
 
     lines = logged(capsys)
     assert events(lines) == [event]
@@ -132,10 +133,10 @@ def test_a_receipt_that_could_not_be_written_is_not_counted(
     # GIVEN a table that is down for one write, THEN the receipt is still to come
     tapped(runtime).next["update_item"] = iter([aws_error("InternalServerError")])
     with pytest.raises(Exception, match="InternalServerError"):
-        receipts.record(ledger, consent, receipt("delivered"))
+        receipts.record(ledger, consent, NOBODY, receipt("delivered"))
     assert logged(capsys) == []
 
-    receipts.record(ledger, consent, receipt("delivered"))
+    receipts.record(ledger, consent, NOBODY, receipt("delivered"))
     assert events(logged(capsys)) == ["receipt_recorded"]
 
 
@@ -143,8 +144,8 @@ def test_a_reply_that_a_receipt_lets_go_on_is_for_the_caller(
     runtime: FakeRuntime, ledger: Ledger, consent: ConsentList
 ) -> None:
     # (The one of the fixture is sent, and nothing waits for it.)
-    assert receipts.record(ledger, consent, receipt("sent")) is None
-    assert receipts.record(ledger, consent, receipt("sent", reference="heron")) is None
+    assert receipts.record(ledger, consent, NOBODY, receipt("sent")) is None
+    assert receipts.record(ledger, consent, NOBODY, receipt("sent", reference="heron")) is None
 
     # GIVEN a reply whose first part is unknown
     other = MessageId("c" * 24, "e" * 24)
@@ -162,7 +163,9 @@ def test_a_reply_that_a_receipt_lets_go_on_is_for_the_caller(
     ledger.unknown(reply, part, reason="read_timeout")
     # THEN its receipt says what is to be resumed, however often it comes
     for _ in range(2):
-        waiting = receipts.record(ledger, consent, receipt("delivered", reference=other.part(1)))
+        waiting = receipts.record(
+            ledger, consent, NOBODY, receipt("delivered", reference=other.part(1))
+        )
         assert waiting == ledger.find(other)
 
 
@@ -177,7 +180,7 @@ def test_an_overtaken_receipt_is_for_the_caller(
 
     ledger = Ledger(Restless(), FakeRuntime(), keep_days=400)  # type: ignore[arg-type]
     with pytest.raises(Busy):
-        receipts.record(ledger, consent, receipt("delivered"))
+        receipts.record(ledger, consent, NOBODY, receipt("delivered"))
     assert logged(capsys) == []
 
 
@@ -204,7 +207,7 @@ def test_a_receipt_that_says_opted_out_is_an_opt_out(
     status: Status,
 ) -> None:
     runtime.clock += 3600
-    receipts.record(ledger, consent, receipt(status, error=code, provider=provider))
+    receipts.record(ledger, consent, NOBODY, receipt(status, error=code, provider=provider))
 
     # THEN it is in the list, by the time of the attempt, with its evidence
     assert consent.opted_out(THEIRS)
@@ -229,7 +232,7 @@ def test_an_opt_out_of_somebody_who_was_erased_is_nobodys(
     reply = ledger.find(ID)
     assert reply is not None
     ledger.erase(reply)
-    receipts.record(ledger, consent, OPTED_OUT)
+    receipts.record(ledger, consent, NOBODY, OPTED_OUT)
     assert [
         item["sk"]["S"][:4] for item in runtime.dynamodb.scan(TableName="spillway-test")["Items"]
     ] == ["OUT#"]
@@ -254,7 +257,7 @@ def test_an_opt_out_of_somebody_who_was_erased_is_nobodys(
 def test_any_other_receipt_is_no_opt_out(
     runtime: FakeRuntime, ledger: Ledger, consent: ConsentList, given: DeliveryReceipt
 ) -> None:
-    receipts.record(ledger, consent, given)
+    receipts.record(ledger, consent, NOBODY, given)
     assert entry(runtime) is None
 
 
@@ -272,7 +275,9 @@ def test_a_receipt_for_a_part_that_was_never_handed_over_is_no_opt_out(
         received_at=NOW,
     )
     ledger.store_words(draft(reply, [("A heron", ())]))
-    receipts.record(ledger, consent, receipt("failed", error="21610", reference=other.part(1)))
+    receipts.record(
+        ledger, consent, NOBODY, receipt("failed", error="21610", reference=other.part(1))
+    )
     assert entry(runtime) is None
 
 
@@ -289,7 +294,7 @@ def test_a_start_that_was_said_after_the_attempt_wins(
         consent.record(THEIRS, "start", said_at, words="START", source="twilio", id_="s")
 
     def refused() -> None:
-        receipts.record(ledger, consent, OPTED_OUT)
+        receipts.record(ledger, consent, NOBODY, OPTED_OUT)
 
     for step in (start, refused) if first == "start" else (refused, start):
         step()
@@ -298,7 +303,7 @@ def test_a_start_that_was_said_after_the_attempt_wins(
 
 @pytest.mark.parametrize(
     ("operation", "nth"),
-    [("get_item", 0), ("get_item", 1), ("put_item", 0), ("update_item", 0)],
+    [("get_item", 0), ("get_item", 1), ("update_item", 0), ("update_item", 1)],
     ids=["ledger read", "consent read", "consent written", "ledger written"],
 )
 @pytest.mark.parametrize("lost", [False, True], ids=["no effect", "answer lost"])
@@ -314,10 +319,10 @@ def test_an_opt_out_is_recorded_whenever_the_process_dies(
     turn = Lost(no_answer()) if lost else no_answer()
     tapped(runtime).next[operation] = iter([*([None] * nth), turn])
     with pytest.raises(ReadTimeoutError):
-        receipts.record(ledger, consent, OPTED_OUT)
+        receipts.record(ledger, consent, NOBODY, OPTED_OUT)
 
     # WHEN it comes again
-    receipts.record(ledger, consent, OPTED_OUT)
+    receipts.record(ledger, consent, NOBODY, OPTED_OUT)
 
     # THEN both have it, once
     assert consent.opted_out_by(THEIRS, str(ID))
@@ -330,6 +335,6 @@ def test_an_opt_out_is_recorded_even_where_the_ledger_had_the_receipt(
     ledger: Ledger, consent: ConsentList, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ledger.receive(OPTED_OUT)
-    receipts.record(ledger, consent, OPTED_OUT)
+    receipts.record(ledger, consent, NOBODY, OPTED_OUT)
     assert consent.opted_out(THEIRS)
     assert events(logged(capsys)) == ["consent_stop", "receipt_stale"]

@@ -62,6 +62,7 @@ LIVES = {
     "Starts of messages that came twice": f"{batches.START_KEPT / DAY:.0f} days",
     "Texts as the provider sent them": f"{ARCHIVE_DAYS} days (`ArchiveDays`)",
     "What could not be read": f"{ARCHIVE_DAYS} days (`ArchiveDays`)",
+    "Dead letters that somebody dropped": f"{ARCHIVE_DAYS} days (`ArchiveDays`)",
     "What waits": f"{QUEUE_DAYS:.0f} days at most",
     "Dead letters": f"{QUEUE_DAYS:.0f} days",
     "The table as it was at any moment": f"{BACKUP_DAYS} days",

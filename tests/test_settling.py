@@ -34,6 +34,7 @@ from chalicelib.settling import LISTED_AFTER, LOOKS, MOST_RESENDS, Decision, dec
 from chalicelib.table import Table
 from tests.fakes import (
     HASH_KEY,
+    NOBODY,
     NOW,
     OURS,
     SECRETS,
@@ -875,6 +876,7 @@ def decided(world: World, decision: Decision, attempt: int = 0, part: int = 1) -
         part=part,
         attempt=attempt,
         decision=decision,
+        events=NOBODY,
     )
 
 

@@ -16,17 +16,20 @@ these errors was raised.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from urllib.parse import parse_qsl, urlsplit
+
+from chalicelib.messages import Headers, InboundMessage, WebhookRequest
 
 if TYPE_CHECKING:
     # The receiver imports this module, and must not pay for an HTTP client that it never uses.
     import httpx
 
-    from chalicelib.messages import DeliveryReceipt, InboundMessage, Part, Response, WebhookRequest
+    from chalicelib.messages import DeliveryReceipt, Part, Response
 
 Secrets = Mapping[str, Any]
 Http: TypeAlias = "httpx.Client"  # noqa: TID251 -- its type; Runtime makes it
@@ -121,7 +124,8 @@ class Provider(ABC):
     same, and answers one that it took as it did then. `answers_stop`: the provider itself confirms
     STOP, START and HELP. `max_length`: of one text, in UTF-16 code units; `max_segments`: likewise,
     None where the provider names no such limit. `reasons`: by the provider's code for a refusal,
-    one of `REASONS`. `api_url`: replaced in the local run.
+    one of `REASONS`. `lists_texts`: it can be asked which texts it received. `api_url`: replaced in
+    the local run.
     """
 
     name: ClassVar[str]
@@ -131,6 +135,7 @@ class Provider(ABC):
     max_length: ClassVar[int]
     max_segments: ClassVar[int | None] = None
     reasons: ClassVar[Mapping[str, str]]
+    lists_texts: ClassVar[bool] = False
     default_api_url: ClassVar[str]
 
     def __init__(self, api_url: str | None = None) -> None:
@@ -154,6 +159,18 @@ class Provider(ABC):
 
         Raises PayloadError where it cannot be read.
         """
+
+    def webhook_of(self, raw: Mapping[str, Any], received_at: float) -> WebhookRequest:
+        """The webhook of a text, unsigned, from what is kept of it (`InboundMessage.raw`): where a
+        provider does not say otherwise, its body in JSON."""
+        return WebhookRequest("POST", "", Headers({}), json.dumps(raw).encode(), received_at)
+
+    def read(self, raw: Mapping[str, Any], received_at: float) -> InboundMessage:
+        """A text from what is kept of it, as it is read today. Raises PayloadError."""
+        for one in self.parse(self.webhook_of(raw, received_at)):
+            if isinstance(one, InboundMessage):
+                return one
+        raise PayloadError("no text in it")
 
     def reason_of(self, code: str) -> str:
         """Why a send was refused, in our words, by the code in an answer or in a receipt."""
@@ -180,6 +197,20 @@ class Provider(ABC):
         well is the caller's to find out. Raises one of the SendErrors where the question itself
         failed.
         """
+
+    def texts(
+        self, ours: str, since: float, secrets: Secrets, http: Http
+    ) -> Iterator[InboundMessage]:
+        """Every text that people wrote to this number of ours since then (unix seconds), the newest
+        first, as if its webhook had come when the provider received it; without its attachments.
+
+        Where `lists_texts`. Raises one of the SendErrors where the question failed.
+        """
+        raise NotImplementedError
+
+    def with_media(self, message: InboundMessage, secrets: Secrets, http: Http) -> InboundMessage:
+        """A text from `texts` with its attachments. Raises likewise."""
+        raise NotImplementedError
 
 
 def post(http: Http, url: str, **arguments: Any) -> httpx.Response:

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, get_args
 
 from chalicelib.messages import (
     DeliveryReceipt,
+    Headers,
     InboundMessage,
     Part,
     Response,
@@ -75,6 +76,10 @@ class Sandbox(Provider):
             return [_event(event, request.received_at) for event in events]
         except (ValueError, TypeError, KeyError, RecursionError):
             raise PayloadError("not events of the sandbox") from None
+
+    def webhook_of(self, raw: Mapping[str, Any], received_at: float) -> WebhookRequest:
+        body = json.dumps({"events": [raw]}).encode()
+        return WebhookRequest("POST", "", Headers({}), body, received_at)
 
     def acknowledge(self) -> Response:
         return Response(200, {"Content-Type": "application/json"}, "{}")

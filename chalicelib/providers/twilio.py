@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,6 +19,7 @@ from urllib.parse import parse_qsl, urlencode
 from chalicelib.messages import (
     ConsentEvent,
     DeliveryReceipt,
+    Headers,
     InboundMessage,
     Media,
     Part,
@@ -115,6 +117,8 @@ _PAGE_SIZE = 1000
 _MAX_PAGES = 3
 # Between our clock and theirs, whose times are in whole seconds.
 _CLOCK_MARGIN = 5.0
+# The list has its own order: by when a message was sent, which is not when it was created.
+_LIST_MARGIN = 86_400.0
 
 
 class Twilio(Provider):
@@ -127,6 +131,7 @@ class Twilio(Provider):
     # https://www.twilio.com/docs/glossary/what-sms-character-limit (error 21617 beyond it)
     max_length: ClassVar[int] = 1600
     reasons: ClassVar[Mapping[str, str]] = REASON_OF_CODE
+    lists_texts: ClassVar[bool] = True
     default_api_url: ClassVar[str] = "https://api.twilio.com"
 
     def verify(self, request: WebhookRequest, secrets: Secrets) -> None:
@@ -165,6 +170,19 @@ class Twilio(Provider):
         if "Body" not in params and "NumMedia" not in params:
             raise PayloadError("neither a text nor a status")
         return [_message(params, raw, request)]
+
+    def webhook_of(self, raw: Mapping[str, Any], received_at: float) -> WebhookRequest:
+        body = urlencode(raw, doseq=True, errors="replace").encode()
+        return WebhookRequest("POST", "", Headers({"Content-Type": _FORM}), body, received_at)
+
+    def read(self, raw: Mapping[str, Any], received_at: float) -> InboundMessage:
+        """Of a text that came from the list of messages, too."""
+        if "sid" not in raw:
+            return super().read(raw, received_at)
+        try:
+            return replace(self._listed(raw), received_at=received_at)
+        except (OutcomeUnknown, KeyError):
+            raise PayloadError("no message of the list") from None
 
     def acknowledge(self) -> Response:
         """TwiML that answers nothing: the reply is sent later, by us."""
@@ -205,35 +223,95 @@ class Twilio(Provider):
             return CannotTell()
         since = part.started_at - _CLOCK_MARGIN
         unexplained = []
-        for page in self._sent_pages(part, secrets, http):
-            if page is None:
-                return CannotTell()
+        pages = self._pages({"To": part.recipient, "From": part.sender}, secrets, http)
+        for number, (page, is_last) in enumerate(pages, start=1):
             unexplained += [
                 one for one in page if _is_ours(one, part) and _created_at(one) >= since
             ]
+            if number == _MAX_PAGES and not is_last:
+                return CannotTell()
         same = [one["sid"] for one in unexplained if one.get("body") == part.text]
         if len(same) == 1:
             return Sent(same[0])
         return CannotTell() if unexplained else NotSent()
 
-    def _sent_pages(
-        self, part: Part, secrets: Secrets, http: Http
-    ) -> Iterator[list[dict[str, Any]] | None]:
-        """Pages of messages between the two numbers; None where there are too many to read."""
+    def texts(
+        self, ours: str, since: float, secrets: Secrets, http: Http
+    ) -> Iterator[InboundMessage]:
+        """From the list of messages to this number, which has the newest first.
+
+        `DateSent` of a text is when its webhook was requested, so what has lost its webhook may
+        have none: the list is not filtered by it, but read until a whole page is older than what is
+        asked for by a day. https://www.twilio.com/docs/messaging/api/message-resource
+        """
+        for page, _ in self._pages({"To": ours}, secrets, http):
+            for one in page:
+                if one.get("direction") == "inbound" and _created_at(one) >= since:
+                    yield self._listed(one)
+            if page and all(_created_at(one) < since - _LIST_MARGIN for one in page):
+                return
+
+    def with_media(self, message: InboundMessage, secrets: Secrets, http: Http) -> InboundMessage:
+        """https://www.twilio.com/docs/messaging/api/media-resource"""
+        if message.raw.get("num_media", "0") in ("0", None):
+            return message
+        credentials = _credentials(secrets)
+        answer = _ask(http, f"{self._media_url(message.raw)}.json", auth=credentials)
+        return self._listed({**message.raw, "media_list": answer.get("media_list")})
+
+    def _listed(self, one: Mapping[str, Any]) -> InboundMessage:
+        """A text as the list of messages has it, with its attachments where `with_media` put them.
+
+        Of the webhook it lacks what Twilio makes of STOP words (`OptOutType`); it knows when the
+        text came. Raises OutcomeUnknown where it cannot be read.
+        """
+        names = ("sid", "account_sid", "from", "to", "body")
+        sid, account, sender, recipient, body = (one.get(name) or "" for name in names)
+        media = one.get("media_list", [])
+        if (
+            not all(isinstance(text, str) for text in (sid, account, sender, recipient, body))
+            or not isinstance(media, list)
+            or not all(isinstance(entry, dict) for entry in media)
+        ):
+            raise OutcomeUnknown("unreadable_answer")
+        segments = str(one.get("num_segments"))
+        at = _created_at(one)
+        return InboundMessage(
+            provider=self.name,
+            account=account,
+            id=sid,
+            sender=sender,
+            recipient=recipient,
+            text=decode_base64(body) or body,
+            received_at=at,
+            sent_at=at,
+            # The addresses that the webhook would have had.
+            media=tuple(
+                Media(f"{self._media_url(one)}/{entry.get('sid')}", entry.get("content_type") or "")
+                for entry in media
+            ),
+            segments=int(segments) if _SEGMENTS.fullmatch(segments) else None,
+            raw=one,
+        )
+
+    def _media_url(self, one: Mapping[str, Any]) -> str:
+        path = f"/2010-04-01/Accounts/{one.get('account_sid')}/Messages/{one.get('sid')}/Media"
+        return self.api_url + path
+
+    def _pages(
+        self, query: Mapping[str, str], secrets: Secrets, http: Http
+    ) -> Iterator[tuple[list[dict[str, Any]], bool]]:
+        """Pages of the list of messages, each with whether it is the last."""
         account, token = _credentials(secrets)
         path = f"/2010-04-01/Accounts/{account}/Messages.json"
-        query = {"To": part.recipient, "From": part.sender, "PageSize": str(_PAGE_SIZE)}
-        next_page: object = f"{path}?{urlencode(query)}"
-        for _ in range(_MAX_PAGES):
+        next_page: object = f"{path}?{urlencode({**query, 'PageSize': str(_PAGE_SIZE)})}"
+        while next_page:
             # Credentials go with the request: a path beside ours is not followed.
             if not isinstance(next_page, str) or not next_page.startswith(path):
                 raise OutcomeUnknown("unreadable_answer")
             answer = _ask(http, self.api_url + next_page, auth=(account, token))
-            yield _messages(answer)
             next_page = answer.get("next_page_uri")
-            if not next_page:
-                return
-        yield None
+            yield _messages(answer), not next_page
 
 
 def _bytes(text: str) -> bytes:

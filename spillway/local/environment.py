@@ -63,6 +63,10 @@ class Environments:
     def aws(self) -> str:
         return f"http://{LOOPBACK}:{self.ports.aws}"
 
+    def _outside(self, service: str) -> str:
+        """Where a simulated service is: at its own port, if it has one."""
+        return f"http://{LOOPBACK}:{self.ports.gates.get(service, self.ports.page)}"
+
     def generated(self) -> dict[str, str]:
         """What the functions cannot know before this run: where everything is, and the keys."""
         return {
@@ -74,12 +78,15 @@ class Environments:
             # The simulated providers write to nobody.
             "SEND_ONLY_TO": "*",
             "SEND_TO_COUNTRIES": "*",
-            "REPLY_API_URL": f"{self.page}/sample/reply",
+            "REPLY_API_URL": f"{self._outside('reply')}/sample/reply",
             "LOOKUP_URLS": json.dumps(
-                {name: f"{self.page}/sample/lookups/{name}" for name in ("customer", "line")}
+                {
+                    name: f"{self._outside(name)}/sample/lookups/{name}"
+                    for name in ("customer", "line")
+                }
             ),
-            "TWILIO_API_URL": f"{self.page}/provider/twilio",
-            "TELNYX_API_URL": f"{self.page}/provider/telnyx",
+            "TWILIO_API_URL": f"{self._outside('twilio')}/provider/twilio",
+            "TELNYX_API_URL": f"{self._outside('telnyx')}/provider/telnyx",
             "REPORT_BATCH_ITEM_FAILURES": "true",
         }
 
@@ -102,6 +109,7 @@ class Environments:
             "webhook": settings["PUBLIC_URL"],
             "credentials": {"twilio": self.keys.credentials["twilio"]},
             "secrets": self.keys.secrets,
+            "gates": dict(self.ports.gates),
         }
         return {**self._shell(), "SIMULATOR": json.dumps(config), "SPILLWAY_PARENT_PIPE": "1"}
 

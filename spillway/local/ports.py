@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from spillway.problem import Problem
 
 LOOPBACK = "127.0.0.1"
 EMULATOR = 4566
+# The services of the simulator that have a port of their own besides the page's, so that one can be
+# down while the others are not.
+GATES = ("twilio", "telnyx", "reply", "customer", "line")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,7 @@ class Ports:
     webhook: int
     page: int
     aws: int
+    gates: Mapping[str, int] = field(default_factory=dict)
 
 
 def choose(webhook: int, page: int, aws: int | None) -> Ports:
@@ -27,7 +32,7 @@ def choose(webhook: int, page: int, aws: int | None) -> Ports:
 
     Raises Problem for a port that is taken, with the option that moves it.
     """
-    # All three stay reserved until the last is found, so that no two options get the same one.
+    # All of them stay reserved until the last is found, so that no two options get the same one.
     with ExitStack() as reserved:
         chosen = [
             _reserve(reserved, webhook, "--webhook-port"),
@@ -39,7 +44,8 @@ def choose(webhook: int, page: int, aws: int | None) -> Ports:
             if aws is not None:
                 raise
             chosen.append(_reserve(reserved, 0, "--aws-port"))
-        return Ports(*chosen)
+        gates = {name: _reserve(reserved, 0, "") for name in GATES}
+        return Ports(chosen[0], chosen[1], chosen[2], gates)
 
 
 def _reserve(reserved: ExitStack, port: int, option: str) -> int:

@@ -8,24 +8,17 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
 from rich.table import Table
 
 from chalicelib.messages import mask
-from spillway.operate.erasure import Erased, Erasure, Tell
+from spillway.operate.erasure import Erased, Erasure
+from spillway.operate.progress import bars
 from spillway.stage import LOCAL, StageOption, stage_named
 
 _SAID = {
     "texts": "texts in the table",
     "replies": "replies in the ledger",
-    "consent": "words of a STOP or START",
+    "consent": "number and words of an opt-out",
     "archive": "lines of the archive",
     "quarantine": "payloads in quarantine",
     "dead_letters": "dead letters",
@@ -58,15 +51,9 @@ def erase(
     something could not be looked into: run it again.
     """
     console = Console(highlight=False, stderr=as_json)
-    progress = Progress(
-        TextColumn("{task.description:<36}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        console=console,
-    )
+    progress, tell = bars(console)
     with stage_named(stage) as found:
-        erasure = Erasure(found, number, wait=wait, tell=_teller(progress))
+        erasure = Erasure(found, number, wait=wait, tell=tell)
         items, size = found.stores.size()
         console.print(
             f"Stage {stage}: the table has {items:,} items, {size / 1e6:,.1f} MB, as AWS counted "
@@ -83,26 +70,6 @@ def erase(
         _show(console, erased)
     if not erased.good:
         raise typer.Exit(1)
-
-
-def _teller(progress: Progress) -> Tell:
-    """A bar for each thing that is done, one after the other; a second time it begins anew."""
-    bars: dict[str, TaskID] = {}
-    doing: list[str] = []
-
-    def tell(what: str, done: int, total: int) -> None:
-        if doing != [what]:
-            for before in doing:
-                progress.stop_task(bars[before])
-            if what in bars:
-                progress.reset(bars[what], total=None)
-            else:
-                bars[what] = progress.add_task(what, total=None)
-            doing[:] = [what]
-        # (What is said of the table's size is old.)
-        progress.update(bars[what], completed=done, total=max(done, total) or None)
-
-    return tell
 
 
 def _show(console: Console, erased: Erased) -> None:

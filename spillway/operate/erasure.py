@@ -2,7 +2,7 @@
 and a second search shows that they are gone.
 
 Of each message its keys (hashes), states and times stay, so that none is ever answered again; of an
-opt-out all but the words. docs/RETENTION.md says why, and what no command can reach.
+opt-out all but number and words. docs/RETENTION.md says why, and what no command can reach.
 
 It may die anywhere, and is then run again. What each step leaves behind:
 
@@ -45,21 +45,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 
-from chalicelib.consent import ConsentList, event_in
+from chalicelib.consent import ConsentList, is_personal
 from chalicelib.ledger import DAY, Busy, Ledger, Reply, reply_of
-from chalicelib.messages import (
-    DeliveryReceipt,
-    InboundMessage,
-    MessageId,
-    mask,
-    number_kind,
-    parse_reference,
-)
-from chalicelib.providers import provider_named
+from chalicelib.messages import mask, number_kind
 from chalicelib.queues import DEAD_LETTERS, OUTBOUND, PROCESSING, Envelope, EnvelopeError
 from chalicelib.settling import LISTED_AFTER
 from chalicelib.table import Conflict, Item, Key, Table
-from chalicelib.text import normalise
+from spillway.operate.letters import said_in
+from spillway.operate.progress import Tell
 from spillway.problem import Problem
 from spillway.stage import Stage
 from spillway.stores import DeadLetter
@@ -99,8 +92,6 @@ _KEPT = frozenset(
     )
 )
 
-Tell = Callable[[str, int, int], None]
-
 
 @dataclass(slots=True)
 class Erased:
@@ -125,8 +116,8 @@ class Erased:
 
 @dataclass(slots=True)
 class _InTable:
-    """A person's items: texts, replies, and consent with words. `first`: when their first message
-    came, None where there is none."""
+    """A person's items: texts, replies, and consent with number or words. `first`: when their first
+    message came, None where there is none."""
 
     texts: list[Item] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
@@ -184,7 +175,7 @@ class Erasure:
 
     def run(self) -> Erased:
         """Raises Problem where the number turns out to be one of ours, and what AWS raises."""
-        unseen = self._wait_for_queues()
+        unseen = wait_for_queues(self._stage, self._wait, self._tell)
         found = self._read_table()
         objects = self._objects(found.first)
         removed = {
@@ -227,28 +218,6 @@ class Erasure:
             unseen={queue: found.unseen for queue, found in letters.items()},
         )
 
-    # -- the queues ---------------------------------------------------------------------------
-
-    def _wait_for_queues(self) -> dict[str, int]:
-        """Until both were seen empty often enough; then what stood on them is in the stores. For
-        each that was not, how many of its messages nobody could look into."""
-        end = self._runtime.now() + self._wait
-        least = dict.fromkeys((PROCESSING, OUTBOUND), 0)
-        empty: Counter[str] = Counter()
-        first = True
-        while True:
-            for queue in least:
-                total = self._stores.depth(queue).total
-                empty[queue] += total == 0
-                # (Of those that stood there at first, no more can be left than the fewest since.)
-                least[queue] = total if first else min(least[queue], total)
-            first = False
-            waiting = [queue for queue in least if empty[queue] < LOOKS]
-            if not waiting or self._runtime.now() >= end:
-                return {queue: max(1, least[queue]) if queue in waiting else 0 for queue in least}
-            self._tell("waiting for the queues", 0, 0)
-            self._runtime.sleep(BETWEEN if self._stage.local is None else BETWEEN_LOCALLY)
-
     # -- the table ----------------------------------------------------------------------------
 
     def _read_table(self) -> _InTable:
@@ -268,7 +237,7 @@ class Erasure:
         if any(self._is_theirs(item.get(name)) for name in ("to", "ours")):
             raise Problem(f"{mask(self._number)} is one of our own numbers: people wrote to it.")
         if sk == "CONSENT":
-            if pk.endswith(self._consent_key) and item.get("words"):
+            if pk.endswith(self._consent_key) and is_personal(item):
                 found.consent.append((pk, sk))
             return
         named = any(self._is_theirs(item.get(name)) for name in ("from", "theirs"))
@@ -328,9 +297,7 @@ class Erasure:
         return True
 
     def _blank_consent(self, key: Key) -> bool:
-        self._table.update(
-            key, "SET words = :none", condition="attribute_exists(pk)", values={":none": ""}
-        )
+        self._consent.erase(key)
         return True
 
     # -- the archive --------------------------------------------------------------------------
@@ -425,11 +392,11 @@ class Erasure:
                 if not self._is_about_them(letter):
                     others.append(letter)
                     continue
-                theirs += 1
                 if erase:
                     self._heed(letter)
-                    self._stores.delete(letter)
+                    theirs += self._stores.delete(letter)
                 else:
+                    theirs += 1
                     shown.append(letter)
         finally:
             self._stores.show([*others, *shown])
@@ -442,59 +409,57 @@ class Erasure:
         if envelope.kind in ("inbound", "outgoing"):
             who = "sender" if envelope.kind == "inbound" else "theirs"
             return self._is_theirs(envelope.payload.get(who))
+        if envelope.kind == "consent":
+            return self._is_theirs(envelope.payload.get("number"))
         if envelope.kind == "unreadable":
             return self._is_in_unreadable(dict(envelope.payload))
+        if envelope.kind == "event":
+            data = envelope.payload.get("data")
+            found = data.values() if isinstance(data, dict) else ()
+            return any(map(self._is_theirs, found)) or self._is_in_theirs(envelope)
+        return self._is_in_theirs(envelope)
+
+    def _is_in_theirs(self, envelope: Envelope) -> bool:
         return envelope.conversation in self._conversations
 
     def _heed(self, letter: DeadLetter) -> None:
-        """Records what a letter says of the person's consent, without their words: once it is
+        """Records what a letter says of the person's consent, without number and words: once it is
         deleted nobody else will."""
-        envelope = _envelope(letter)
-        try:
-            if envelope is not None and envelope.kind == "inbound":
-                self._heed_text(envelope, envelope.inbound())
-            elif envelope is not None and envelope.kind == "receipt":
-                self._heed_receipt(envelope.receipt())
-        except TypeError:
-            return  # its payload is none of ours
-
-    def _heed_text(self, envelope: Envelope, message: InboundMessage) -> None:
-        opted_out = self._consent.opted_out(message.sender)
-        event = message.consent_hint or event_in(normalise(message.text), opted_out)
-        if event is None:
-            return
-        id_ = MessageId.parse(envelope.id)
-        reply = self._ledger.find(id_) if id_ else None
-        first = min([envelope.received_at] + ([reply.received_at] if reply else []))
-        self._consent.record(
-            message.sender,
-            event,
-            message.said_at(first),
-            words="",
-            source=message.provider,
-            id_=envelope.id,
-        )
-
-    def _heed_receipt(self, receipt: DeliveryReceipt) -> None:
-        provider = provider_named(receipt.provider)
-        named = parse_reference(receipt.reference)
-        if named is None or not receipt.error or provider.reason_of(receipt.error) != "opted_out":
-            return
-        reply = self._ledger.find(named[0])
-        for part in (reply and reply.parts) or ():
-            if part.number == named[1] and part.started_at is not None:
-                self._consent.record(
-                    self._number,
-                    "stop",
-                    part.started_at,
-                    words="",
-                    source=f"{receipt.provider}: {receipt.error}",
-                    id_=str(named[0]),
-                )
+        said = said_in(_envelope(letter), self._consent, self._ledger)
+        if said is not None:
+            # (Whose a reply was that is blanked by now, it does not say.)
+            number = said.number or self._number
+            self._consent.record(
+                number, said.event, said.at, words="", source=said.source, id_=said.id
+            )
+            self._consent.erase(self._consent.key(number))
 
     def _is_theirs(self, text: object) -> bool:
         """Whether the number is in it."""
         return isinstance(text, str) and self._form.search(text) is not None
+
+
+def wait_for_queues(stage: Stage, wait: float, tell: Tell) -> dict[str, int]:
+    """Waits until both were seen empty often enough, for `wait` seconds at most; then what stood on
+    them is in the stores. For each that was not, how many of its messages nobody could look
+    into."""
+    runtime = stage.runtime()
+    end = runtime.now() + wait
+    least = dict.fromkeys((PROCESSING, OUTBOUND), 0)
+    empty: Counter[str] = Counter()
+    first = True
+    while True:
+        for queue in least:
+            total = stage.stores.depth(queue).total
+            empty[queue] += total == 0
+            # (Of those that stood there at first, no more can be left than the fewest since.)
+            least[queue] = total if first else min(least[queue], total)
+        first = False
+        waiting = [queue for queue in least if empty[queue] < LOOKS]
+        if not waiting or runtime.now() >= end:
+            return {queue: max(1, least[queue]) if queue in waiting else 0 for queue in least}
+        tell("waiting for the queues", 0, 0)
+        runtime.sleep(BETWEEN if stage.local is None else BETWEEN_LOCALLY)
 
 
 def _envelope(letter: DeadLetter) -> Envelope | None:

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from chalicelib.queues import DEAD_LETTERS, OUTBOUND, PROCESSING
+from spillway.operate.words import span
 from spillway.stage import LOCAL, Stage, StageOption, stage_named
-from spillway.stores import Depth
+from spillway.stores import DROPPED, Depth
 
 # Seconds after which the oldest message of a queue has waited for too long.
 LATE: Mapping[str, float] = {OUTBOUND: 600.0, PROCESSING: 3600.0}
@@ -69,7 +70,7 @@ def read_status(stage: Stage) -> Status:
         depths=depths,
         ages={queue: _age(stage, queue, depths[queue], now) for queue in (PROCESSING, OUTBOUND)},
         unknown=sum(1 for _ in stores.unknown()),
-        quarantined=sum(1 for _ in stores.objects("quarantine/")),
+        quarantined=sum(not key.startswith(DROPPED) for key in stores.objects("quarantine/")),
         open_until={
             provider: float(until)
             for provider in stage.settings("sender").providers
@@ -146,16 +147,16 @@ def _attention(found: Status) -> Any:
             yield f"{number} on {queue}: look at them, mend the cause, redrive them"
     for queue, age in found.ages.items():
         if age is not None and age > LATE[queue]:
-            yield f"the oldest message on {queue} has waited {_span(age)}"
+            yield f"the oldest message on {queue} has waited {span(age)}"
     if found.unknown:
         yield f"{found.unknown} sends of unknown outcome, or replies that wait behind one"
     if found.quarantined:
         yield f"{found.quarantined} payloads in quarantine: the parser wants mending"
     for provider, until in found.open_until.items():
-        yield f"{provider} fails: nobody is sent anything for {_span(until - time.time())} more"
+        yield f"{provider} fails: nobody is sent anything for {span(until - time.time())} more"
     if found.paused_since is not None:
         yield (
-            f"sending is paused, for {_span(time.time() - found.paused_since)} now: "
+            f"sending is paused, for {span(time.time() - found.paused_since)} now: "
             "spillway resume sending"
         )
     for name in found.alarms or ():
@@ -168,7 +169,7 @@ def _show(console: Console, found: Status) -> None:
         table.add_column(heading, justify="left" if heading == "queue" else "right")
     for queue, depth in found.depths.items():
         age = found.ages.get(queue, 0.0)
-        oldest = "?" if age is None else _span(age) if age else ""
+        oldest = "?" if age is None else span(age) if age else ""
         colour = "red" if queue in DEAD_LETTERS.values() and depth.total else ""
         numbers = (f"{n:,}" for n in (depth.waiting, depth.in_flight, depth.delayed))
         table.add_row(queue, *numbers, oldest, style=colour)
@@ -182,11 +183,3 @@ def _show(console: Console, found: Status) -> None:
         console.print(f"[bold red]![/bold red] {line}")
     if not found.attention:
         console.print("[green]Nothing wants attention.[/green]")
-
-
-def _span(seconds: float) -> str:
-    """A time as somebody says it."""
-    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"

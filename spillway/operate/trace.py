@@ -154,8 +154,8 @@ def life(stage: Stage, id_: MessageId, *, texts: bool = False) -> Life | None:
     )
     told.events = sorted(
         [
-            *_stored(stored),
-            *_replied(reply),
+            *of_text(stored),
+            *of_reply(replied),
             *_erased(stored, replied),
             *letters,
             *_logged(stage, id_, told.received_at),
@@ -182,7 +182,8 @@ def _state(stored: Item | None, reply: Reply | None, letters: list[Event]) -> st
     return "stored, no reply yet" if stored else ""
 
 
-def _stored(item: Item | None) -> Iterator[Event]:
+def of_text(item: Item | None) -> Iterator[Event]:
+    """What a message's item says."""
     if item is None or "erased_at" in item:
         return
     judged = "valid" if item["valid"] else f"not valid: {', '.join(item['reasons'])}"
@@ -201,9 +202,11 @@ def _erased(*items: Item | None) -> Iterator[Event]:
             yield Event(float(item["erased_at"]), where, "erased: numbers and words are gone")
 
 
-def _replied(reply: Reply | None) -> Iterator[Event]:
-    if reply is None:
+def of_reply(item: Item | None) -> Iterator[Event]:
+    """What its reply's item in the ledger says."""
+    if item is None:
         return
+    reply = reply_of(item)
     for part in reply.parts or ():
         name = f"part {part.number}"
         if part.started_at is not None:

@@ -17,6 +17,7 @@ from spillway.local.parent import exit_with_parent
 from spillway.simulator.app import application
 from spillway.simulator.carrier import Receipts, World
 from spillway.simulator.configuration import BadConfiguration, parse
+from spillway.simulator.gates import Gate
 from spillway.simulator.outbox import Outbox
 
 
@@ -31,7 +32,11 @@ def main() -> None:
         configuration = parse(os.environ.get("SIMULATOR"))
     except BadConfiguration as error:
         sys.exit(f"SIMULATOR {error}")
-    world = World(configuration, connections(), Outbox(), Receipts())
+    try:
+        gates = {name: Gate(port, arguments.port) for name, port in configuration.gates.items()}
+    except OSError as error:
+        sys.exit(f"SIMULATOR gates: a port cannot be had: {error.strerror}")
+    world = World(configuration, connections(), Outbox(), Receipts(), gates=gates)
     uvicorn.run(
         application(world),
         host=arguments.host,

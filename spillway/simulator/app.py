@@ -14,7 +14,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
-from spillway.simulator.carrier import Behaviour, Carrier, Text, World
+from spillway.simulator.behaviour import Service
+from spillway.simulator.carrier import Carrier, Text, World
 from spillway.simulator.samples import Samples
 from spillway.simulator.telnyx import Telnyx
 from spillway.simulator.twilio import Twilio
@@ -27,14 +28,18 @@ GET  /provider/outbox                  what the providers accepted for sending, 
 POST /provider/inbound                 a text from a person: {"provider", "from", "to", "text"}
 GET  /provider/behaviour/{provider}    how a provider treats sends; PUT sets it:
                                        {"delay": seconds, "fail": null | "throttled" |
-                                       "server_error" | "rejected" | "lost_answer",
-                                       "receipts": true | false}
+                                       "server_error" | "down" | "rejected" | "failed_answer" |
+                                       "lost_answer" | "no_answer", "receipts": true | false,
+                                       "retry_after": seconds, "for": seconds, then as before}
      /provider/twilio/2010-04-01/...   simulated Twilio: send and list messages
      /provider/telnyx/v2/messages      simulated Telnyx: send messages
 POST /sample/reply                     sample reply API: repeats the text
 POST /sample/lookups/customer          sample look-up: {"known", "name"}
 POST /sample/lookups/line              sample look-up: {"line_type", "country"}
 GET  /sample/delay                     their delays; PUT sets them: {"reply", "customer", "line"}
+GET  /sample/behaviour/{service}       how one of them behaves; PUT sets it: {"delay", "fail":
+                                       null | "throttled" | "server_error" | "down",
+                                       "retry_after", "for"}
 GET  /health                           whether this answers, and how many receipts wait
 
 Simulated here: """
@@ -45,17 +50,22 @@ _CARRIERS: dict[str, type[Carrier]] = {"twilio": Twilio, "telnyx": Telnyx}
 def application(world: World) -> Starlette:
     """Serves what `world` describes, and closes its HTTP client in the end."""
     carriers = {name: _CARRIERS[name](world) for name in world.configuration.secrets}
-    handles = _Handles(world, carriers)
+    samples = Samples(world.gates)
+    handles = _Handles(world, carriers, samples)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        for gate in world.gates.values():
+            await gate.open()
         async with world.http, world.receipts.running():
             yield
+        for gate in world.gates.values():
+            gate.close()
 
     routes: list[BaseRoute] = [
         *handles.routes(),
         *(Mount(f"/provider/{name}", routes=one.routes()) for name, one in carriers.items()),
-        *Samples().routes(),
+        *samples.routes(),
     ]
     return Starlette(routes=routes, lifespan=lifespan, exception_handlers={BadInput: _bad_input})
 
@@ -67,19 +77,22 @@ async def _bad_input(_request: Request, error: Exception) -> Response:
 class _Handles:
     """What people and tests use to make the providers act, and to see what they did."""
 
-    def __init__(self, world: World, carriers: dict[str, Carrier]) -> None:
+    def __init__(self, world: World, carriers: dict[str, Carrier], samples: Samples) -> None:
         self._world = world
         self._carriers = carriers
+        self._samples = samples
 
     def routes(self) -> list[Route]:
-        behaviour = "/provider/behaviour/{provider}"
         return [
             Route("/", self.page, methods=["GET"]),
             Route("/health", self.health, methods=["GET"]),
             Route("/provider/outbox", self.outbox, methods=["GET"]),
             Route("/provider/inbound", self.inbound, methods=["POST"]),
-            Route(behaviour, self.get_behaviour, methods=["GET"]),
-            Route(behaviour, self.put_behaviour, methods=["PUT"]),
+            *(
+                Route(path, handle, methods=[method])
+                for path in ("/provider/behaviour/{provider}", "/sample/behaviour/{sample}")
+                for method, handle in (("GET", self.get_behaviour), ("PUT", self.put_behaviour))
+            ),
         ]
 
     async def page(self, _request: Request) -> Response:
@@ -112,12 +125,18 @@ class _Handles:
         )
 
     async def get_behaviour(self, request: Request) -> Response:
-        return Json(self._carrier(request.path_params["provider"]).behaviour.as_dict())
+        return Json(self._service(request.path_params).behaviour.as_dict())
 
     async def put_behaviour(self, request: Request) -> Response:
-        carrier = self._carrier(request.path_params["provider"])
-        carrier.behaviour = Behaviour.parse(await json_object(request))
-        return Json(carrier.behaviour.as_dict())
+        behaviour = await self._service(request.path_params).told(await json_object(request))
+        return Json(behaviour.as_dict())
+
+    def _service(self, named: dict[str, Any]) -> Service:
+        if "provider" in named:
+            return self._carrier(named["provider"]).service
+        if named["sample"] not in self._samples.services:
+            raise BadInput(f"the sample services are: {', '.join(self._samples.services)}")
+        return self._samples.services[named["sample"]]
 
     def _carrier(self, name: object) -> Carrier:
         if not isinstance(name, str) or name not in self._carriers:

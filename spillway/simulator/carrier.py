@@ -1,5 +1,5 @@
-"""What the simulated providers have in common: how they are told to behave, what they are given to
-carry, and how they call a webhook. How each speaks and signs is in its own file.
+"""What the simulated providers have in common: what they are given to carry, and how they call a
+webhook. How each speaks and signs is in its own file.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, get_args
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 from urllib.parse import urlsplit
 
 import httpx
 from starlette.routing import Route
 
+from spillway.simulator.behaviour import PROVIDER_FAILURES, Behaviour, Service
 from spillway.simulator.configuration import Configuration
+from spillway.simulator.gates import Gate
 from spillway.simulator.outbox import Outbox
-from spillway.simulator.web import BadInput, only, seconds
 
 _log = logging.getLogger(__name__)
 
 Door = Literal["basic", "signed"]
-Failure = Literal["throttled", "server_error", "rejected", "lost_answer"]
 Media = Sequence[Mapping[str, str]]
 
 # The address of a webhook, its headers and its body.
@@ -36,30 +36,6 @@ Unanswered = Literal["not_connected", "not_read"]
 # How many receipts are on their way at once: enough to keep up with a burst, few enough to leave
 # the event loop to the sends.
 _POSTMEN = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Behaviour:
-    """How a provider treats sends: answers after `delay` seconds, fails them in one of four ways,
-    posts `receipts` or loses them."""
-
-    delay: float = 0.0
-    fail: Failure | None = None
-    receipts: bool = True
-
-    @classmethod
-    def parse(cls, payload: dict[str, Any]) -> Behaviour:
-        """What is not named is as at the start. Raises BadInput."""
-        only(payload, "delay", "fail", "receipts")
-        fail, receipts = payload.get("fail"), payload.get("receipts", True)
-        if fail is not None and fail not in get_args(Failure):
-            raise BadInput(f"fail is none of: null, {', '.join(get_args(Failure))}")
-        if not isinstance(receipts, bool):
-            raise BadInput("receipts is neither true nor false")
-        return cls(seconds(payload, "delay"), fail, receipts)
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +103,14 @@ class Receipts:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What the simulated providers share. `now` gives unix seconds."""
+    """What the simulated providers share. `now` gives unix seconds; `gates` are by service."""
 
     configuration: Configuration
     http: httpx.AsyncClient
     outbox: Outbox
     receipts: Receipts
     now: Callable[[], float] = time.time
+    gates: Mapping[str, Gate] = field(default_factory=dict)
 
 
 class Carrier(ABC):
@@ -145,7 +122,12 @@ class Carrier(ABC):
     def __init__(self, world: World) -> None:
         self.world = world
         self.secrets = world.configuration.secrets[self.name]
-        self.behaviour = Behaviour()
+        self.service = Service(PROVIDER_FAILURES, world.gates.get(self.name))
+
+    @property
+    def behaviour(self) -> Behaviour:
+        """How it treats sends now."""
+        return self.service.behaviour
 
     @abstractmethod
     def routes(self) -> list[Route]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,11 +24,13 @@ class Configuration:
     credentials. `secrets`: twilio {"account_sid", "auth_tokens": newest first}, telnyx {"api_key",
     "public_keys", "private_key": the 32 bytes of an Ed25519 seed in base64}. With a real account's
     public keys there is no private key: the simulated Telnyx then accepts sends and calls nobody.
+    `gates`: a port for each service that is to be able to be down (gates.py).
     """
 
     webhook: str
     credentials: Mapping[str, str]
     secrets: Mapping[str, Mapping[str, Any]]
+    gates: Mapping[str, int] = field(default_factory=dict)
 
 
 def parse(text: str | None) -> Configuration:
@@ -53,7 +55,9 @@ def parse(text: str | None) -> Configuration:
     for provider, values in secrets.items():
         _require(provider in _CHECKS, f"secrets: only {' and '.join(_CHECKS)} are simulated")
         _CHECKS[provider](values, credentials)
-    return Configuration(webhook.rstrip("/"), credentials, secrets)
+    gates = given.get("gates", {})
+    _require(_is_table(gates, int), "gates: must be an object of ports, by service")
+    return Configuration(webhook.rstrip("/"), credentials, secrets, gates)
 
 
 def _twilio(secrets: Mapping[str, Any], credentials: Mapping[str, str]) -> None:

@@ -37,7 +37,7 @@ from spillway.simulator.carrier import (
     status,
 )
 from spillway.simulator.segments import segments
-from spillway.simulator.web import BadInput, CutConnection, Json
+from spillway.simulator.web import BadInput, CutConnection, Json, NoAnswer
 
 _TIMEOUT = httpx.Timeout(2.0, pool=None)
 _ATTEMPTS = 3
@@ -248,10 +248,11 @@ class Telnyx(Carrier):
         if request.headers.get("authorization", "") != f"Bearer {self.secrets['api_key']}":
             return _error("10009")
         behaviour = self.behaviour
-        await asyncio.sleep(behaviour.delay)
         body = await request.body()
+        # What is in is worked on, whether the client is still there by then or not.
+        await asyncio.sleep(behaviour.delay)
         if behaviour.fail == "throttled":
-            return _error("10011")
+            return _error("10011", behaviour.retry_after)
         if behaviour.fail == "server_error":
             return _error("10007")
         # From here to the end nothing waits: two requests with one key cannot both be new.
@@ -278,7 +279,13 @@ class Telnyx(Carrier):
             answer = self._accepted(message, receipts=behaviour.receipts)
             if key is not None:
                 self._replays[key] = Replay(body_hash, answer, self.world.now())
-        return CutConnection() if behaviour.fail == "lost_answer" else Json(answer)
+        if behaviour.fail == "lost_answer":
+            return CutConnection()
+        if behaviour.fail == "no_answer":
+            return NoAnswer()
+        if behaviour.fail == "failed_answer":
+            return _error("10007")
+        return Json(answer)
 
     def _replay(self, key: str | None) -> Replay | None:
         replay = self._replays.get(key) if key is not None else None
@@ -397,7 +404,7 @@ def _iso(now: float) -> str:
     return datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds")
 
 
-def _error(code: str) -> Json:
+def _error(code: str, retry_after: int | None = None) -> Json:
     http_status, title, pointer = _ERRORS[code]
     error: dict[str, Any] = {
         "code": code,
@@ -412,4 +419,6 @@ def _error(code: str) -> Json:
         answer.headers.update(
             {"x-ratelimit-limit": "50", "x-ratelimit-remaining": "0", "x-ratelimit-reset": "1"}
         )
+        if retry_after is not None:
+            answer.headers["Retry-After"] = str(retry_after)
     return answer

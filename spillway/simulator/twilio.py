@@ -41,7 +41,7 @@ from spillway.simulator.carrier import (
     status,
 )
 from spillway.simulator.segments import segments
-from spillway.simulator.web import CutConnection, Json
+from spillway.simulator.web import CutConnection, Json, NoAnswer
 
 Fields = Sequence[tuple[str, str]]
 
@@ -56,6 +56,7 @@ _FIRST_PAUSE = 0.2
 _ERRORS = {
     20001: (400, "A filter is not valid"),
     20003: (401, "Authenticate"),
+    20404: (404, "The requested resource was not found"),
     20429: (429, "Too Many Requests"),
     20500: (500, "An internal server error has occurred"),
     21211: (400, "Invalid 'To' Phone Number"),
@@ -187,8 +188,8 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message resource, either direction. `number` counts from 0; `at` is in whole seconds, as
-    Twilio's times are."""
+    """A message resource, either direction. `number` counts from 0; `media` has the content type of
+    each attachment; `at` is in whole seconds, as Twilio's times are."""
 
     number: int
     sid: str
@@ -196,7 +197,7 @@ class Message:
     sender: str
     recipient: str
     body: str
-    media: int
+    media: tuple[str, ...]
     at: int
 
 
@@ -220,6 +221,7 @@ class Twilio(Carrier):
         return [
             Route(path, self.send, methods=["POST"]),
             Route(path, self.list_messages, methods=["GET"]),
+            Route(path.replace(".json", "/{message}/Media.json"), self.list_media, methods=["GET"]),
         ]
 
     def new_id(self, media: Media) -> str:
@@ -265,7 +267,7 @@ class Twilio(Carrier):
                 sender=text.sender,
                 recipient=text.recipient,
                 body=text.text,
-                media=len(text.media),
+                media=tuple(one["content_type"] for one in text.media),
             )
 
     async def _post(self, address: Address, webhook: Webhook) -> Delivery:
@@ -292,19 +294,21 @@ class Twilio(Carrier):
         if not self._authentic(request):
             return _error(20003)
         behaviour = self.behaviour
+        body = await request.body()
+        # What is in is worked on, whether the client is still there by then or not.
         await asyncio.sleep(behaviour.delay)
-        form = parse_qs((await request.body()).decode("utf-8", "replace"), keep_blank_values=True)
+        form = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True)
         one = {name: values[0] for name, values in form.items()}
         media = form.get("MediaUrl", [])
         if error := _FAILURES.get(behaviour.fail or "") or self._refusal(one, media):
-            return _error(error)
+            return _error(error, behaviour.retry_after)
         message = self._keep(
             new_id(media),
             outbound=True,
             sender=one["From"],
             recipient=one["To"],
             body=one.get("Body", ""),
-            media=len(media),
+            media=("",) * len(media),
         )
         callback = one.get("StatusCallback", "")
         self.accept(
@@ -319,6 +323,10 @@ class Twilio(Carrier):
             self.world.receipts.post(lambda: self._post_receipts(Address.parse(callback), message))
         if behaviour.fail == "lost_answer":
             return CutConnection()
+        if behaviour.fail == "no_answer":
+            return NoAnswer()
+        if behaviour.fail == "failed_answer":
+            return _error(20500)
         return Json({**self._resource(message), "status": "queued", "date_sent": None}, 201)
 
     def _refusal(self, form: Mapping[str, str], media: Sequence[str]) -> int | None:
@@ -388,6 +396,27 @@ class Twilio(Carrier):
             }
         )
 
+    async def list_media(self, request: Request) -> Response:
+        """The attachments of a message. https://www.twilio.com/docs/messaging/api/media-resource"""
+        if not self._authentic(request):
+            return _error(20003)
+        sid = request.path_params["message"]
+        message = next((one for one in self._messages if one.sid == sid), None)
+        if message is None:
+            return _error(20404)
+        path = f"{self._path.removesuffix('.json')}/{sid}/Media"
+        found = [
+            {
+                "account_sid": self._account,
+                "content_type": content_type,
+                "parent_sid": sid,
+                "sid": f"ME{number:032x}",
+                "uri": f"{path}/ME{number:032x}.json",
+            }
+            for number, content_type in enumerate(message.media)
+        ]
+        return Json({"media_list": found, "next_page_uri": None})
+
     def _matching(self, query: Mapping[str, str], before: int) -> Iterator[Message]:
         """The messages that a query asks for, newest first. Raises ValueError for a bad date."""
         earliest = _moment(query["DateSent>"]) if "DateSent>" in query else 0
@@ -410,7 +439,14 @@ class Twilio(Carrier):
         )
 
     def _keep(
-        self, sid: str, *, outbound: bool, sender: str, recipient: str, body: str, media: int
+        self,
+        sid: str,
+        *,
+        outbound: bool,
+        sender: str,
+        recipient: str,
+        body: str,
+        media: tuple[str, ...],
     ) -> Message:
         number, at = len(self._messages), int(self.world.now())
         message = Message(number, sid, outbound, sender, recipient, body, media, at)
@@ -435,7 +471,7 @@ class Twilio(Carrier):
             "error_message": None,
             "from": message.sender,
             "messaging_service_sid": None,
-            "num_media": str(message.media),
+            "num_media": str(len(message.media)),
             "num_segments": str(segments(message.body)[1]),
             "price": None,
             "price_unit": "USD",
@@ -481,7 +517,7 @@ def _moment(text: str) -> int:
     return int(datetime.strptime(text, form).replace(tzinfo=UTC).timestamp())
 
 
-def _error(code: int) -> Json:
+def _error(code: int, retry_after: int | None = None) -> Json:
     http_status, message = _ERRORS[code]
     more = f"https://www.twilio.com/docs/errors/{code}"
     answer = Json(
@@ -489,4 +525,6 @@ def _error(code: int) -> Json:
     )
     if http_status == 401:
         answer.headers["WWW-Authenticate"] = 'Basic realm="Twilio API"'
+    if http_status == 429 and retry_after is not None:
+        answer.headers["Retry-After"] = str(retry_after)
     return answer

@@ -32,6 +32,14 @@ class CutConnection(Response):
             pass
 
 
+class NoAnswer(Response):
+    """Answers nothing until the client has gone."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+
 async def json_object(request: Request) -> dict[str, Any]:
     """The request's body. Raises BadInput if it is not a JSON object."""
     try:

@@ -14,7 +14,7 @@ import secrets
 import statistics
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
@@ -52,6 +52,17 @@ class Sent:
 
 
 @dataclass(slots=True)
+class Traffic:
+    """How the sending goes, for others to see while it does; `stopped` ends it."""
+
+    advance: Callable[[], None] = lambda: None
+    delivered: int = 0
+    under_way: int = 0
+    requests: int = 0
+    stopped: bool = False
+
+
+@dataclass(slots=True)
 class Count:
     """What became of the messages. Rates are a second, times in seconds."""
 
@@ -61,6 +72,7 @@ class Count:
     acknowledged: int = 0
     refused: int = 0
     stored: int = 0
+    stored_twice: int = 0
     archived: int = 0
     archived_twice: int = 0
     answered: int = 0
@@ -81,7 +93,7 @@ class Count:
     @property
     def good(self) -> bool:
         """Whether all went as it should: an unknown send is listed, and none of these."""
-        return self.lost == 0 and self.answered_twice == 0 and self.refused == 0
+        return not (self.lost or self.answered_twice or self.stored_twice or self.refused)
 
 
 def burst(
@@ -93,10 +105,26 @@ def burst(
         typer.Option(metavar="M", min=1, help="Between how many pairs of numbers. [N / 10]"),
     ] = None,
     duplicates: Annotated[
-        float,
-        typer.Option(metavar="P", min=0, max=1, help="How many come twice: 0.05 is 5 %."),
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            metavar="P",
+            min=0,
+            max=1,
+            help="How many come twice: 0.05 is 5 %.",
+            show_default="0, with --faults 0.05",
+        ),
+    ] = None,
     provider: Annotated[str, typer.Option(metavar="NAME", help="twilio, telnyx, or mix.")] = "mix",
+    faults: Annotated[
+        bool, typer.Option("--faults", help="Let everything fail meanwhile, in turn.")
+    ] = False,
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="With --faults: the same plan of faults again."),
+    ] = None,
+    within: Annotated[
+        float, typer.Option(metavar="MINUTES", min=1, help="With --faults: after this, count.")
+    ] = 25.0,
     as_json: Annotated[bool, typer.Option("--json", help="The count as one JSON object.")] = False,
 ) -> None:
     """Send many texts at once, wait until all is quiet, and count.
@@ -105,6 +133,15 @@ def burst(
     each message is looked for in the table, the archive and the outbox. Ends
     with 1 if one that was acknowledged is lost or was answered twice, or if
     the door refused one. Needs a local run (make run).
+
+    With --faults the texts come at 20 a second, 5 % of them twice, while the
+    providers, the look-ups and the reply API are slow, throttled, failing and
+    down in turn and the workers are killed (kill -9); each of it is told as it
+    happens. Then it waits until nothing is under way and every send of unknown
+    outcome was settled, which takes some ten minutes more, and ends with 1 as
+    above, or if anything is open still. All faults end by themselves, whatever
+    becomes of this command. 10,000 texts take 17 minutes. A plan is repeated
+    with its --seed, a run is not: a kill hits what a worker does just then.
     """
     local = Folder().running()
     names = list(local["numbers"]) if provider == "mix" else [provider]
@@ -113,16 +150,52 @@ def burst(
             f"--provider {provider}: must be mix, or one of {', '.join(local['numbers'])}."
         )
     console = Console(highlight=False, stderr=as_json)
-    count = run(
-        local,
-        make(messages, conversations or -(-messages // 10), duplicates, names),
-        console=console,
-    )
+    if duplicates is None:
+        duplicates = 0.05 if faults else 0.0
+    made = make(messages, conversations or -(-messages // 10), duplicates, names)
+    if faults:
+        _with_faults(local, made, names, seed, within * 60, console, as_json=as_json)
+        return
+    count = run(local, made, console=console)
     if as_json:
         print(json.dumps({**asdict(count), "good": count.good}))
     else:
-        _show(console, count)
+        show(console, count)
     if not count.good:
+        raise typer.Exit(1)
+
+
+def _with_faults(
+    local: Mapping[str, Any],
+    messages: list[Sent],
+    names: list[str],
+    seed: int | None,
+    within: float,
+    console: Console,
+    *,
+    as_json: bool,
+) -> None:
+    from spillway.traffic import faultrun
+    from spillway.traffic.faults import draw
+
+    plan = draw(seed or random.randrange(1, 1_000_000), len(messages), names)
+    needed = plan.seconds + faultrun.SETTLING
+    if within < needed:
+        raise Problem(
+            f"--within {within / 60:g}: {len(messages):,} texts and their settling need "
+            f"{needed / 60:.0f} minutes or more."
+        )
+    console.print(
+        f"{len(messages):,} texts in {plan.seconds / 60:.0f} minutes, {len(plan.faults)} faults, "
+        f"{len(plan.kills)} kills; this plan again: --seed {plan.seed}\n"
+        "time, after the start, webhooks delivered, what was done and seen"
+    )
+    report = faultrun.run(local, messages, plan, within=within, console=console)
+    if as_json:
+        print(json.dumps(report.as_dict()))
+    else:
+        faultrun.show(console, report)
+    if not report.good:
         raise typer.Exit(1)
 
 
@@ -161,15 +234,17 @@ def run(local: Mapping[str, Any], messages: list[Sent], *, console: Console) -> 
             console=console,
         ) as progress,
     ):
-        sending = progress.add_task("sending", total=len(messages))
-        webhooks = asyncio.run(_send_all(local, messages, lambda: progress.advance(sending)))
+        total = len(messages) + sum(one.duplicate for one in messages)
+        sending = progress.add_task("sending", total=total)
+        traffic = Traffic(lambda: progress.advance(sending))
+        asyncio.run(send_all(local, messages, traffic))
         sent_at = time.time()
         _wait(stores, progress)
         quiet_at = time.time()
         count = take(stores, messages, began)
     count.sending_seconds = round(sent_at - began, 1)
     count.drain_seconds = round(quiet_at - sent_at, 1)
-    count.webhooks_per_second = round(webhooks / (sent_at - began), 1)
+    count.webhooks_per_second = round(traffic.requests / (sent_at - began), 1)
     count.messages_per_second = round(len(messages) / (quiet_at - began), 1)
     return count
 
@@ -178,7 +253,9 @@ def take(stores: LocalStores, messages: list[Sent], since: float) -> Count:
     """Counts what became of each message, from the stores and the outbox."""
     acknowledged = [one for one in messages if one.acknowledged_at is not None]
     items = {(item["pk"], item["sk"]): item for item in stores.items()}
-    stored = {item["provider_id"]: item for (_, sk), item in items.items() if sk.startswith("IN#")}
+    inbound = [item for (_, sk), item in items.items() if sk.startswith("IN#")]
+    stored = {item["provider_id"]: item for item in inbound}
+    times_stored = Counter(item["provider_id"] for item in inbound)
     archived = Counter(line["provider_id"] for line in stores.archived(since))
     outbox = stores.outbox()
     answers = Counter(entry["text"] for entry in outbox)
@@ -196,6 +273,7 @@ def take(stores: LocalStores, messages: list[Sent], since: float) -> Count:
     for one in acknowledged:
         kept = one.id in stored and archived[one.id] > 0
         count.stored += one.id in stored
+        count.stored_twice += times_stored[one.id] > 1
         count.archived += archived[one.id] > 0
         count.archived_twice += archived[one.id] > 1
         count.answered += answers[one.text] > 0
@@ -230,29 +308,47 @@ def _reason(items: Mapping[tuple[str, str], Item], inbound: Item | None) -> str:
     return "unknown" if "unknown" in states else str(reply.get("outcome", ""))
 
 
-async def _send_all(local: Mapping[str, Any], messages: list[Sent], advance: Any) -> int:
-    """Posts every webhook, the duplicates too; returns how many requests that took."""
-    requests = 0
-    queue = iter(messages)
+def deliveries(messages: list[Sent]) -> list[Sent]:
+    """Each message as often as it is delivered: a duplicate right after the first, so that both are
+    under way at once, or at any time later."""
+    order = [(float(number), one) for number, one in enumerate(messages)]
+    last = float(len(messages))
+    for number, one in enumerate(messages):
+        if one.duplicate:
+            at_once = random.random() < 0.5
+            order.append((number + 0.5 if at_once else random.uniform(number + 1, last), one))
+    return [one for _, one in sorted(order, key=lambda entry: entry[0])]
+
+
+async def send_all(
+    local: Mapping[str, Any], messages: list[Sent], traffic: Traffic, *, spread: float = 0.0
+) -> None:
+    """Delivers every webhook, the duplicates too, spread over so many seconds or as fast as the
+    door takes them."""
+    order = deliveries(messages)
+    queue = iter(enumerate(order))
+    pause = spread / len(order)
+    began = time.monotonic()
     limits = httpx.Limits(max_connections=CLIENTS, max_keepalive_connections=CLIENTS)
     async with httpx.AsyncClient(timeout=20.0, limits=limits, trust_env=False) as http:
 
         async def one_client() -> None:
-            nonlocal requests
-            for message in queue:
-                copies = 2 if message.duplicate else 1
-                # Twice at once, or the second some time after the first.
-                if random.random() < 0.5:
-                    tries = await asyncio.gather(
-                        *(_deliver(http, local, message) for _ in range(copies))
-                    )
-                else:
-                    tries = [await _deliver(http, local, message) for _ in range(copies)]
-                requests += sum(tries)
-                advance()
+            for number, message in queue:
+                due = began + number * pause
+                while not traffic.stopped and (left := due - time.monotonic()) > 0:
+                    await asyncio.sleep(min(left, 0.2))
+                if traffic.stopped:
+                    return
+                traffic.under_way += 1
+                try:
+                    tries = await _deliver(http, local, message)
+                finally:
+                    traffic.under_way -= 1
+                traffic.requests += tries
+                traffic.delivered += 1
+                traffic.advance()
 
         await asyncio.gather(*(one_client() for _ in range(CLIENTS)))
-    return requests
 
 
 async def _deliver(http: httpx.AsyncClient, local: Mapping[str, Any], message: Sent) -> int:
@@ -331,7 +427,8 @@ def _total(stores: LocalStores) -> int:
     return depths[PROCESSING].total + depths[OUTBOUND].total
 
 
-def _show(console: Console, count: Count) -> None:
+def show(console: Console, count: Count) -> None:
+    """The count as a table, and the verdict."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(justify="right")
     table.add_column()

@@ -172,6 +172,27 @@ def test_an_opted_out_number_gets_nothing(stack: Stack) -> None:
     assert not {"buy now", "are you there?"} & set(stack.answers())
 
 
+def test_what_is_said_on_the_telephone_counts(stack: Stack) -> None:
+    webhook, token = stack.local["webhook"], stack.local["credentials"]["api"]
+    headers = {"Authorization": f"Bearer {token}"}
+    said = {"number": "+14155550116", "event": "stop", "source": "telephone", "note": "at 10:31"}
+    assert stack.http.post(f"{webhook}/consent", json=said, headers=headers).status_code == 202
+
+    def shown() -> dict[str, Any]:
+        done = spillway(stack, "consent", "show", "+14155550116", "--json")
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    until(lambda: shown()["state"] == "opted_out", 20)
+    assert [(one["source"], one["words"]) for one in shown()["events"]] == [
+        ("telephone", "at 10:31")
+    ]
+
+    # AND who is asked at the counter, and wants our texts again, can have them
+    arguments = ("consent", "start", "+14155550116", "--source", "counter", "--yes", "--json")
+    assert json.loads(spillway(stack, *arguments).stdout)["state"] == "opted_in"
+
+
 @pytest.mark.parametrize(
     ("path", "headers", "status"),
     [
@@ -179,6 +200,8 @@ def test_an_opted_out_number_gets_nothing(stack: Stack) -> None:
         ("/webhooks/twilio", {"Authorization": "Basic eDp5"}, 403),
         ("/messages", {}, 401),
         ("/messages", {"Authorization": "Bearer twilio"}, 403),
+        ("/consent", {}, 401),
+        ("/consent", {"Authorization": "Bearer twilio"}, 403),
         ("/webhooks/twilio/signed", {}, 403),
         ("/webhooks/telnyx/signed", {}, 403),
         ("/webhooks/nobody/signed", {}, 404),

@@ -37,8 +37,18 @@ UNREADABLE = Envelope(
     NOW,
     {"provider": "twilio", "url": "https://x", "content_type": "x/y", "body": "AAAA"},
 )
+CONSENT = Envelope(
+    "consent",
+    "",
+    f"{'c' * 24}-{'d' * 24}",
+    NOW,
+    {"number": "+13125558841", "event": "stop", "at": NOW, "source": "telephone", "note": "x"},
+)
 SETTLE = replace(inbound(), kind="settle", payload={"part": 1, "attempt": 0})
 RESUME = replace(outgoing(), kind="resume", payload={})
+REPLAY = replace(
+    inbound(id_="SM3"), kind="replay", payload={**inbound().payload, "archived_in": "messages/x"}
+)
 # As they are on the queue.
 GOOD = [
     json.loads(one.body())
@@ -47,9 +57,11 @@ GOOD = [
         inbound("STOP", id_="SM2"),
         outgoing(),
         RECEIPT,
+        CONSENT,
         UNREADABLE,
         SETTLE,
         RESUME,
+        REPLAY,
     )
 ]
 
@@ -158,6 +170,7 @@ def test_what_is_said_of_a_dead_letter_says_nothing_of_its_body(
         assert told.pop("reason") in (
             "not_an_envelope",
             "unexpected_kind",
+            "unreadable_statement",
             "never_ended",
             "too_old: receipt_overtaken",
         )

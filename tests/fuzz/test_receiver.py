@@ -261,6 +261,39 @@ def test_what_a_client_posts_is_queued_or_a_bad_request(
     assert len(memory.requests) <= 3
 
 
+STATEMENT = {"number": SOMEBODY, "event": "stop", "at": 1.79e9, "source": "mail", "note": "x"}
+statements = (
+    damaged(STATEMENT, st.sampled_from(ODD_JSON + DEEP + BOTTOMLESS)).map(
+        lambda one: written(one).encode("utf-8", "surrogatepass")
+    )
+    | changed(json.dumps(STATEMENT).encode())
+    | st.binary(max_size=60)
+)
+
+
+@examples(200)
+@given(statements)
+def test_what_a_client_states_is_recorded_or_a_bad_request(body: bytes) -> None:
+    memory = Memory()
+    receiver = Receiver(memory, settings("receiver"))
+    event = api_event("POST", "/consent", base64.b64encode(body).decode(), {}, principal="api")
+    answer = receiver.post_consent(event | {"isBase64Encoded": True})
+
+    queued = [json.loads(message.body) for message in memory.on(PROCESSING)]
+    if answer.status == 400:
+        assert not queued
+        assert SOMEBODY[1:] not in answer.body
+        return
+    assert answer.status == 202
+    [envelope] = queued
+    assert json.loads(answer.body)["id"] == envelope["id"]
+    # AND processing is done with it, in one go
+    at_rest(memory)
+    assert not memory.on(DEAD_LETTERS[PROCESSING])
+    [entry] = memory.table.scan(TableName="spillway-test", ConsistentRead=True)["Items"]
+    assert entry["event"]["S"] == envelope["payload"]["event"]
+
+
 @examples(100)
 @given(texts | st.from_regex(r"[0-9a-f]{23,25}-[0-9a-f]{23,25}"))
 def test_whatever_is_asked_for_is_not_there(id_: str) -> None:

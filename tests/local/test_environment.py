@@ -128,8 +128,23 @@ def test_only_the_way_to_the_webhook_and_its_keys_reach_the_simulator(
         "webhook": "http://127.0.0.1:9",
         "credentials": {"twilio": keys.credentials["twilio"]},
         "secrets": keys.secrets,
+        "gates": {},
     }
     assert not any(name.startswith("AWS_") for name in environment)
+
+
+def test_each_outside_service_is_at_its_own_gate(project: Path, keys: Keys) -> None:
+    gates = {"twilio": 1, "telnyx": 2, "reply": 3, "customer": 4, "line": 5}
+    made = Environments(project, Ports(8001, 8081, 4567, gates), keys, {})
+    settings = made.settings("outbound")
+    assert settings["TWILIO_API_URL"] == "http://127.0.0.1:1/provider/twilio"
+    assert settings["TELNYX_API_URL"] == "http://127.0.0.1:2/provider/telnyx"
+    assert settings["REPLY_API_URL"] == "http://127.0.0.1:3/sample/reply"
+    assert json.loads(settings["LOOKUP_URLS"]) == {
+        "customer": "http://127.0.0.1:4/sample/lookups/customer",
+        "line": "http://127.0.0.1:5/sample/lookups/line",
+    }
+    assert json.loads(made.simulator()["SIMULATOR"])["gates"] == gates
 
 
 def test_the_run_says_what_the_caller_replaced(project: Path, keys: Keys) -> None:

@@ -33,7 +33,8 @@ def test_asked_for_and_free() -> None:
 def test_zero_is_any_and_never_the_same_twice() -> None:
     chosen = choose(0, 0, 0)
     assert 0 not in (chosen.webhook, chosen.page, chosen.aws)
-    assert len({chosen.webhook, chosen.page, chosen.aws}) == 3
+    assert list(chosen.gates) == ["twilio", "telnyx", "reply", "customer", "line"]
+    assert len({chosen.webhook, chosen.page, chosen.aws, *chosen.gates.values()}) == 8
 
 
 @pytest.mark.parametrize(

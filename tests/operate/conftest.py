@@ -7,15 +7,17 @@ from collections.abc import Iterator
 
 import pytest
 
+from spillway import stores
 from spillway.aws import of_emulator
 from spillway.deploy.stacks import Stack
+from spillway.operate import erasure
 from spillway.project import PROJECT
 from spillway.stage import Stage
 from spillway.stores import Stores
 from tests import emulated
 from tests.fakes import HASH_KEY
+from tests.operate.world import NAME, World
 
-NAME = "ops"
 SETTINGS = {
     "SPILLWAY_STAGE": NAME,
     "PROVIDERS": "twilio,telnyx",
@@ -43,9 +45,26 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
                 role: {**SETTINGS, "SPILLWAY_FUNCTION": role}
                 for role in ("receiver", "processing", "sender")
             },
+            "webhook": "http://127.0.0.1:8000",
+            "public_url": "https://sms.example.com",
             "pids": {},
             "secrets": {},
         }
         one = Stage(NAME, aws, Stores(aws, NAME), local)
         yield one
         one.stores.close()
+
+
+@pytest.fixture(scope="module")
+def whole(stage: Stage) -> World:
+    return World(stage)
+
+
+@pytest.fixture
+def world(whole: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setattr(erasure, "BETWEEN_LOCALLY", 0.02)
+    monkeypatch.setattr(erasure, "LOOKS", 1)
+    # (For what somebody who died was looking at.)
+    monkeypatch.setattr(stores, "_LOOK", 1)
+    yield whole
+    whole.clear()

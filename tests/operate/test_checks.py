@@ -15,7 +15,8 @@ from spillway.operate import checks, probe
 from spillway.operate.checks import Finding
 from spillway.operate.probe import Probed
 from spillway.stage import Api, Stage
-from tests.operate.conftest import NAME, SETTINGS
+from tests.operate.conftest import SETTINGS
+from tests.operate.world import NAME
 
 
 def bad(found: Iterator[Finding]) -> list[str]:

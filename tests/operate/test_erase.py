@@ -4,7 +4,6 @@ death anywhere leaves for the next run."""
 from __future__ import annotations
 
 import base64
-import gzip
 import io
 import itertools
 import json
@@ -16,20 +15,16 @@ from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlencode
 
-import httpx
 import pytest
 from botocore.client import BaseClient
 from typer.testing import CliRunner
 
 from chalicelib.archive import Archive
-from chalicelib.consent import ConsentList
-from chalicelib.ledger import DAY, Ledger, draft
-from chalicelib.messages import DeliveryReceipt, Keys, MessageId
-from chalicelib.processing import Processing
+from chalicelib.consent import is_personal
+from chalicelib.ledger import DAY, draft
+from chalicelib.messages import DeliveryReceipt, MessageId
 from chalicelib.queues import Envelope
-from chalicelib.receiving import Receiver
-from chalicelib.sending import Sender
-from chalicelib.table import Table, read_item
+from chalicelib.table import Table
 from spillway import cli, stores
 from spillway.aws import EMULATED_REGION
 from spillway.operate import erase, erasure, trace
@@ -39,185 +34,29 @@ from spillway.stage import Stage
 from spillway.stores import Depth
 from tests.emulated import ACCOUNT, environment
 from tests.fakes import (
-    HASH_KEY,
     NOW,
     OURS,
     Context,
     FakeRuntime,
+    aws_error,
     inbound,
     outgoing,
-    settings,
     sqs_event,
 )
 from tests.iam import Pair, covers, grants
-from tests.operate.conftest import NAME, SETTINGS
+from tests.operate.conftest import SETTINGS
+from tests.operate.world import DEAD, KEYS, NAME, PERSON, QUEUES, World
 from tests.pages import DOCS
-from tests.signing import api_event, twilio_event
+from tests.signing import twilio_event
 
-KEYS = Keys(HASH_KEY)
 RETIRED = "+14155550188"  # one of our numbers, no longer in NUMBERS
-PERSON, OTHER = "+14155550142", "+14155550143"
+OTHER = "+14155550143"
 # A number of which the person's has all digits, and one that has all of the person's.
 SHORTER, LONGER = "+1415555014", "+141555501420"
-ROLES = ("receiver", "processing", "sender")
-QUEUES = ("processing", "outbound.fifo")
-DEAD = ("processing-dlq", "outbound-dlq.fifo")
 
 
 class Died(BaseException):
     """The end of the command: nothing after it is run."""
-
-
-class World:
-    """The three functions on a stage's real stores, and all that these hold."""
-
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
-        self.refused = ""
-        self.runtime = FakeRuntime(self._provider)
-        for service in ("dynamodb", "s3", "sqs"):
-            self.runtime.__dict__[service] = stage.aws.client(service)
-        functions = {role: settings(role, SPILLWAY_STAGE=NAME, LOOP_LIMIT="0") for role in ROLES}
-        self.receiver = Receiver(self.runtime, functions["receiver"])
-        self.processing = Processing(self.runtime, functions["processing"])
-        self.sender = Sender(self.runtime, functions["sender"])
-        self.functions: list[tuple[str, Processing | Sender]] = [
-            ("processing", self.processing),
-            ("outbound.fifo", self.sender),
-        ]
-        self.table = Table(self.runtime, NAME)
-        self.ledger = Ledger(self.table, self.runtime, keep_days=400)
-        self.consent = ConsentList(self.table, KEYS, "default")
-        self.sent = 0
-        self.round = 0  # (What has one name is one message to SQS, for five minutes.)
-        self.delivered: dict[str, list[str]] = {queue: [] for queue in QUEUES}
-
-    def _provider(self, request: httpx.Request) -> httpx.Response:
-        form = dict(httpx.QueryParams(request.content.decode()))
-        if form["Body"] == self.refused:
-            raise httpx.ReadTimeout("lost")
-        self.sent += 1
-        return httpx.Response(201, json={"sid": f"SM-out-{self.sent}"})
-
-    # -- what comes ---------------------------------------------------------------------------
-
-    def text(self, words: str, sid: str, theirs: str = PERSON, **fields: str) -> None:
-        sid = f"{sid}-{self.round}"
-        event = twilio_event({"Body": words, "MessageSid": sid, "From": theirs, **fields})
-        assert self.receiver.webhook("twilio", event, signed_door=True).status == 200
-
-    def post(self, words: str, key: str, theirs: str = PERSON) -> str:
-        body = json.dumps({"to": theirs, "text": words})
-        headers = {"Idempotency-Key": f"{key}-{self.round}"}
-        event = api_event("POST", "/messages", body, headers, principal="api")
-        id_: str = json.loads(self.receiver.post_message(event).body)["id"]
-        return id_
-
-    def work(self) -> None:
-        for queue, function in self.functions:
-            while found := self.receive(queue):
-                event = {
-                    "Records": [
-                        {
-                            "messageId": one["MessageId"],
-                            "receiptHandle": one["ReceiptHandle"],
-                            "body": one["Body"],
-                            "attributes": one["Attributes"],
-                        }
-                        for one in found
-                    ]
-                }
-                self.delivered[queue] += [one["Body"] for one in found]
-                assert function.handle(event, Context()) == {"batchItemFailures": []}
-                for one in found:
-                    self.runtime.sqs.delete_message(
-                        QueueUrl=self.url(queue), ReceiptHandle=one["ReceiptHandle"]
-                    )
-
-    def receive(self, queue: str, seconds: int = 60) -> list[Any]:
-        answer: Any = self.runtime.sqs.receive_message(
-            QueueUrl=self.url(queue),
-            MaxNumberOfMessages=10,
-            AttributeNames=["All"],
-            VisibilityTimeout=seconds,
-        )
-        found: list[Any] = answer.get("Messages", [])
-        return found
-
-    def put_aside(self, queue: str, *bodies: str | Envelope) -> None:
-        for body in bodies:
-            fifo: dict[str, Any] = {}
-            text = body if isinstance(body, str) else body.body()
-            if queue.endswith(".fifo"):
-                group = ("" if isinstance(body, str) else body.conversation) or "heron"
-                fifo = {"MessageGroupId": group, "MessageDeduplicationId": self.runtime.new_id()}
-            self.runtime.sqs.send_message(QueueUrl=self.url(queue), MessageBody=text, **fifo)
-
-    def url(self, queue: str) -> str:
-        return self.stage.stores.urls[queue]
-
-    # -- what is there ------------------------------------------------------------------------
-
-    def items(self) -> dict[tuple[str, str], dict[str, Any]]:
-        found = self.runtime.dynamodb.scan(TableName=f"spillway-{NAME}", ConsistentRead=True)
-        return {(i["pk"]["S"], i["sk"]["S"]): read_item(i) for i in found["Items"]}
-
-    def objects(self) -> dict[str, bytes]:
-        """By key, unpacked."""
-        s3, bucket = self.stage.aws.client("s3"), self.stage.stores.bucket
-        found = {}
-        for one in s3.list_objects_v2(Bucket=bucket).get("Contents", []):
-            answer = s3.get_object(Bucket=bucket, Key=one["Key"])
-            body = answer["Body"].read()
-            packed = answer.get("ContentEncoding") == "gzip"
-            found[one["Key"]] = gzip.decompress(body) if packed else body
-        return found
-
-    def letters(self) -> list[str]:
-        return [one["Body"] for queue in DEAD for one in self.receive(queue, seconds=0)]
-
-    def everything(self) -> str:
-        """All that the stores hold, as text, with what is packed in it."""
-        said = [str(item) for item in self.items().values()] + self.letters()
-        for key, content in self.objects().items():
-            said += [key, content.decode()]
-        said += [unpacked(one) for one in list(said)]
-        return "\n".join(said)
-
-    def clear(self) -> None:
-        client, s3 = self.runtime.dynamodb, self.stage.aws.client("s3")
-        for pk, sk in self.items():
-            client.delete_item(TableName=f"spillway-{NAME}", Key={"pk": {"S": pk}, "sk": {"S": sk}})
-        for key in self.objects():
-            s3.delete_object(Bucket=self.stage.stores.bucket, Key=key)
-        for queue in QUEUES + DEAD:
-            self.runtime.sqs.purge_queue(QueueUrl=self.url(queue))
-        self.runtime.clock = NOW
-        self.refused = ""
-        self.round += 1
-        for bodies in self.delivered.values():
-            bodies.clear()
-
-
-def unpacked(text: str) -> str:
-    """What payloads that could not be read hold."""
-    bodies = re.findall(r'"body":\s*"([A-Za-z0-9+/=]+)"', text)
-    return "\n".join(base64.b64decode(body).decode("latin-1") for body in bodies)
-
-
-@pytest.fixture(scope="module")
-def whole(stage: Stage) -> World:
-    return World(stage)
-
-
-@pytest.fixture
-def world(whole: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    monkeypatch.setattr(erasure, "BETWEEN_LOCALLY", 0.02)
-    monkeypatch.setattr(erasure, "LOOKS", 1)
-    # (For what somebody who died was looking at.)
-    monkeypatch.setattr(stores, "_LOOK", 1)
-    yield whole
-    whole.clear()
 
 
 def erased(world: World, number: str = PERSON, *, wait: float = 5.0) -> Erased:
@@ -314,7 +153,8 @@ def test_nothing_of_a_person_is_left_and_nothing_of_another_is_touched(world: Wo
     # AND the opt-out stays, with what proves it
     (consent,) = (item for (_, sk), item in now.items() if sk == "CONSENT")
     before = items[consent["pk"], "CONSENT"]
-    assert consent == {**before, "words": ""}
+    assert before["number"] == PERSON
+    assert consent == {**before, "words": "", "number": "", "version": before["version"] + 1}
     assert (consent["event"], consent["source"]) == ("stop", "twilio")
     assert world.consent.opted_out(PERSON)
 
@@ -477,6 +317,17 @@ def of_receipt(error: str = "", reference: str = ID.part(1)) -> Envelope:
     return about("receipt", asdict(told))
 
 
+def of_statement(number: str = PERSON, event: str = "stop") -> Envelope:
+    said = {
+        "number": number,
+        "event": event,
+        "at": NOW - 60,
+        "source": "telephone",
+        "note": "heron",
+    }
+    return Envelope("consent", "", f"{'e' * 24}-{'f' * 24}", NOW, said)
+
+
 def unreadable(body: bytes = b"heron", url: str = "") -> Envelope:
     payload = {**UNREADABLE, "body": base64.b64encode(body).decode()}
     return about("unreadable", payload | ({"url": url} if url else {}), "")
@@ -486,6 +337,7 @@ GONE: dict[str, Envelope | str] = {
     "their text": inbound("heron", theirs=PERSON),
     "a text to them": outgoing("heron", theirs=PERSON),
     "a receipt": of_receipt(),
+    "what they said by telephone": of_statement(),
     "a look": about("settle", {"part": 1, "attempt": 0}),
     "a resume": about("resume", {}),
     "what cannot be read": unreadable(urlencode({"From": PERSON}).encode()),
@@ -574,6 +426,16 @@ def body_of(letter: Envelope | str) -> str:
             [], [of_receipt("21610", ID.part(2))], None, 0, id="a receipt of what was never sent"
         ),
         pytest.param([], [of_receipt("21610", "")], None, 0, id="a receipt of nothing"),
+        pytest.param([], [of_statement()], "stop", NOW - 60, id="a STOP by telephone"),
+        pytest.param(
+            [("stop", NOW - 120)],
+            [of_statement(event="start")],
+            "start",
+            NOW - 60,
+            id="a START by telephone",
+        ),
+        pytest.param([], [of_statement(event="heron")], None, 0, id="nothing by telephone"),
+        pytest.param([], [of_statement(number=OTHER)], None, 0, id="another's by telephone"),
     ],
 )
 def test_what_a_letter_says_of_consent_outlives_it(
@@ -602,10 +464,12 @@ def test_what_a_letter_says_of_consent_outlives_it(
     world.put_aside(queue, *letters)
     # WHEN they are erased
     assert erased(world).good
-    # THEN the list has what was said last, without their words
+    # THEN the list has what was said last, with neither number nor words
     entry = world.table.get((f"P#default#{KEYS.number(PERSON)}", "CONSENT"))
-    assert (entry and (entry["event"], entry["at"], entry["words"])) == (event and (event, at, ""))
-    assert world.letters() == []
+    assert (entry and (entry["event"], entry["at"])) == (event and (event, at))
+    assert entry is None or not is_personal(entry)
+    left = [letter for letter in letters if letter.payload.get("number") == OTHER]
+    assert world.letters() == [letter.body() for letter in left]
 
 
 def test_a_duplicate_among_the_letters_says_it_no_later(world: World) -> None:
@@ -627,6 +491,26 @@ def test_a_duplicate_among_the_letters_says_it_no_later(world: World) -> None:
     entry = world.table.get((f"P#default#{KEYS.number(PERSON)}", "CONSENT"))
     assert entry is not None
     assert (entry["at"], entry["id"]) == (NOW, stop.id)
+
+
+def test_a_letter_that_was_looked_at_for_too_long_is_looked_at_again(world: World) -> None:
+    # GIVEN a STOP that takes longer to be recorded than its letter is hidden
+    world.put_aside("outbound-dlq.fifo", inbound("STOP", theirs=PERSON))
+    client, refusals = world.stage.aws.client("sqs"), [aws_error("InvalidParameterValue")]
+
+    def expired(**_: object) -> None:
+        if refusals:
+            raise refusals.pop()
+
+    client.meta.events.register("before-call.sqs.DeleteMessage", expired)
+    try:
+        found = erased(world)
+    finally:
+        client.meta.events.unregister("before-call.sqs.DeleteMessage", expired)
+    # THEN it counts once, when it is deleted
+    assert not refusals
+    assert (found.good, found.removed["dead_letters"]) == (True, 1)
+    assert world.consent.opted_out(PERSON)
 
 
 def test_more_letters_of_one_conversation_than_sqs_shows_at_once(world: World) -> None:
@@ -759,7 +643,7 @@ def test_of_a_queue_no_more_is_unseen_than_were_left_at_its_best(
         )
 
     def seen(wait: float) -> int:
-        return Erasure(world.stage, PERSON, wait=wait)._wait_for_queues()["processing"]
+        return erasure.wait_for_queues(world.stage, wait, lambda *_: None)["processing"]
 
     monkeypatch.setattr(erasure, "LOOKS", 3)
     monkeypatch.setattr(erasure, "BETWEEN_LOCALLY", 10.0)
@@ -1014,6 +898,7 @@ def pairs(service: str, operation: str, arguments: Mapping[str, Any]) -> list[Pa
 
     https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazons3.html
     https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-deletes.html
+    https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonsqs.html
     """
     here = f"{EMULATED_REGION}:{ACCOUNT}"
     if service == "s3":
@@ -1025,6 +910,8 @@ def pairs(service: str, operation: str, arguments: Mapping[str, Any]) -> list[Pa
         return [(f"s3:{name}", f"{bucket}/{arguments['Key']}") for name in names]
     if service == "sqs":
         name = arguments.get("QueueName") or arguments["QueueUrl"].rpartition("/")[2]
+        # Who may do it to one message may do it to ten.
+        operation = operation.removesuffix("Batch")
     elif service == "dynamodb":
         name = f"table/{arguments['TableName']}"
     elif service == "secretsmanager":

@@ -13,6 +13,7 @@ from rich.console import Console
 from chalicelib.queues import OUTBOUND, PROCESSING
 from spillway.operate import status
 from spillway.operate.status import LATE, Status, read_status
+from spillway.operate.words import span
 from spillway.stage import Stage
 from spillway.stores import Depth
 
@@ -71,7 +72,7 @@ def test_a_pause_is_told_with_its_time_and_its_end() -> None:
     [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "120 min"), (7200, "2 h"), (172800, "2 d")],
 )
 def test_a_time_is_said_as_somebody_says_it(seconds: float, said: str) -> None:
-    assert status._span(seconds) == said
+    assert span(seconds) == said
 
 
 def test_everything_is_read_from_the_stores(stage: Stage) -> None:

@@ -592,6 +592,142 @@ def test_a_question_that_fails_is_no_answer(
     assert len(connected.requests) == 1
 
 
+# --- the texts that it received ---------------------------------------------------------------
+
+ASKED = 1_790_000_000.0  # 14:13:20
+THEN = "Mon, 21 Sep 2026 14:13:22 +0000"
+MARGIN_BEFORE = "Sun, 20 Sep 2026 14:13:25 +0000"
+DAY_BEFORE = "Sun, 20 Sep 2026 14:13:10 +0000"
+
+
+def received(sid: Any = "SM-1", **changes: Any) -> dict[str, Any]:
+    return {
+        "sid": sid,
+        "account_sid": ACCOUNT,
+        "body": TEXT,
+        "from": THEIRS,
+        "to": OURS,
+        "direction": "inbound",
+        "date_created": THEN,
+        "date_sent": None,
+        "num_media": "0",
+        "num_segments": "1",
+        "status": "received",
+    } | changes
+
+
+def texts(connected: Connected) -> list[InboundMessage]:
+    return list(Twilio().texts(OURS, ASKED, SECRETS, connected.http))
+
+
+def test_a_listed_text_is_what_its_webhook_would_have_said(
+    api_answering: Callable[..., Connected],
+) -> None:
+    one = received()
+    connected = api_answering(page(one))
+    (found,) = texts(connected)
+    form = {
+        "MessageSid": "SM-1",
+        "AccountSid": ACCOUNT,
+        "Body": TEXT,
+        "From": THEIRS,
+        "To": OURS,
+        "NumMedia": "0",
+        "NumSegments": "1",
+    }
+    (said,) = Twilio().parse(webhook(form))
+    assert isinstance(said, InboundMessage)
+    assert found == replace(said, received_at=ASKED + 2, sent_at=ASKED + 2, raw=one)
+    assert dict(connected.requests[0].url.params) == {"To": OURS, "PageSize": "1000"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({}, True),
+        ({"direction": "outbound-api"}, False),
+        ({"date_created": "Mon, 21 Sep 2026 14:13:20 +0000"}, True),
+        ({"date_created": "Mon, 21 Sep 2026 14:13:19 +0000"}, False),
+        # Its webhook never came: it may have no such date.
+        ({"date_sent": None}, True),
+        ({"body": None, "num_segments": None}, True),
+        ({"status": "receiving"}, True),
+    ],
+)
+def test_which_texts_are_listed(
+    changes: dict[str, Any], kept: bool, api_answering: Callable[..., Connected]
+) -> None:
+    assert len(texts(api_answering(page(received(**changes))))) == kept
+
+
+@pytest.mark.parametrize(
+    ("dates", "pages"),
+    [
+        # One page that is older as a whole, by a day: the list has its own order.
+        ([[THEN], [MARGIN_BEFORE], [THEN], [DAY_BEFORE, DAY_BEFORE], [THEN]], 4),
+        ([[THEN], [DAY_BEFORE, THEN], [], [DAY_BEFORE], [THEN]], 4),
+        ([[THEN]] * 9, 9),
+    ],
+)
+def test_pages_are_read_until_one_is_older(
+    dates: list[list[str]], pages: int, api_answering: Callable[..., Connected]
+) -> None:
+    connected = api_answering(
+        *(
+            page(
+                *(received(date_created=date) for date in some),
+                next_page_uri=NEXT if number < len(dates) else None,
+            )
+            for number, some in enumerate(dates, start=1)
+        )
+    )
+    texts(connected)
+    assert len(connected.requests) == pages
+
+
+def test_attachments_are_asked_for_where_there_are_some(
+    api_answering: Callable[..., Connected],
+) -> None:
+    media = [{"sid": "ME-1", "content_type": "image/png"}, {"sid": "ME-2"}]
+    connected = api_answering(
+        page(received(num_media="0")),
+        page(received("MM-1", num_media="2")),
+        httpx.Response(200, json={"media_list": media}),
+    )
+    (without,), (message,) = texts(connected), texts(connected)
+    assert Twilio().with_media(without, SECRETS, connected.http) == without
+    found = Twilio().with_media(message, SECRETS, connected.http)
+    base = f"https://api.twilio.com/2010-04-01/Accounts/{ACCOUNT}/Messages/MM-1/Media"
+    assert found.media == (Media(f"{base}/ME-1", "image/png"), Media(f"{base}/ME-2", ""))
+    assert found.raw["media_list"] == media
+    assert str(connected.requests[2].url) == f"{base}.json"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (httpx.Response(401), "credentials"),
+        (httpx.Response(503), "unexpected_answer"),
+        (page(received(body=7)), "unreadable_answer"),
+        (page(received(**{"from": ["+1"]})), "unreadable_answer"),
+        (page(received(date_created=None)), "unreadable_answer"),
+    ],
+)
+def test_a_list_that_cannot_be_read_is_told(
+    answer: Answer, reason: str, api_answering: Callable[..., Connected]
+) -> None:
+    with pytest.raises(SendError) as raised:
+        texts(api_answering(answer))
+    assert raised.value.reason == reason
+
+
+def test_attachments_that_cannot_be_read_are_told(api_answering: Callable[..., Connected]) -> None:
+    connected = api_answering(page(received(num_media="1")), httpx.Response(200, json={}))
+    (message,) = texts(connected)
+    with pytest.raises(OutcomeUnknown):
+        Twilio().with_media(message, SECRETS, connected.http)
+
+
 @pytest.fixture
 def east_of_greenwich(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as environment:

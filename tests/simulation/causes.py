@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 from botocore.exceptions import ClientError
 
+from tests.simulation.hearing import HOST
 from tests.simulation.outside import INVALID_CODES, KEYS, OPTED_OUT_CODES, Outside
 from tests.simulation.runtime import Cloud, reference_of
 from tests.simulation.traffic import Rules
@@ -211,9 +212,9 @@ class Causes:
 
     def _is_in_force(self, event: str, id_: str) -> None:
         """What is said to have taken effect is on the list, or what beats it."""
-        text = self._out.texts[id_]
-        if text.provider != "telnyx":
-            return  # who does not say when it was said
+        text = self._out.texts.get(id_)
+        if text is None or text.provider != "telnyx":
+            return  # who does not say when it was said, or not in a text
         item = self._consent_of(text.person)
         at = float(item.get("at", {"N": 0})["N"])
         if item.get("event", {}).get("S") == event:
@@ -256,6 +257,8 @@ class Causes:
             true = until > 0 or now - self._changed[provider] < 3
         elif what == "claimed":
             true = "sending" in states or now - self._sent.get(id_, 0.0) < 3 or frozen
+        elif what == "events":
+            true = _knows(task, f"{HOST} failed", began) or detail == "failing"
         elif what == "pacing":
             true = bool(self.held_back.pace_of(item.get("ours", {}).get("S", "")))
         elif what == "quiet_hours":

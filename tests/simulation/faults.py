@@ -56,6 +56,8 @@ _RARE = (
     "erasure._quarantine",
     "> pacing.",
     "breaker.paused",
+    "redriver: redriving._moved",
+    "redriver: letters.work_through",
 )
 _MOST_RARE = 5  # so often in a seed
 _HOT = 14  # one of so many pairs of site and fault is hot in a seed

@@ -15,10 +15,12 @@ from typing import Any
 import httpx
 from boto3.dynamodb.types import TypeDeserializer
 
+from chalicelib.consent import KEPT
 from chalicelib.messages import STATUS_RANK
 from tests.simulation import outside
 from tests.simulation.functions import Mapping
-from tests.simulation.outside import KEYS, Accepted, Door, Outside, Text
+from tests.simulation.hearing import Hearing
+from tests.simulation.outside import KEYS, Accepted, Call, Door, Outside, Text
 from tests.simulation.person import GARBAGE, Erasures
 from tests.simulation.runtime import Cloud, reference_of
 from tests.simulation.traffic import Rules
@@ -54,11 +56,16 @@ class Invariants:
         self._tried: set[str] = set()  # messages of which a part was claimed
         self._passed: dict[str, str] = {}  # message -> the later one that was tried before it
         self._dead: set[str] = set()  # messages that were on a dead-letter queue
+        self._redriven: set[str] = set()  # letters that our own redrive has sent
         # When (unix seconds) a message's envelopes were received, by queue.
         self.received: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         self._opted_out: dict[str, int] = {}  # person's key -> since which step
         self._ever_opted_out: set[str] = set()
         self.held_back = Rules()
+        self.hearing: Hearing | None = None
+        # By person's key: which statement or message opted them out ("" where none did), since
+        # which step.
+        self._opted_out_by: dict[str, list[tuple[int, str]]] = defaultdict(list)
         self.loop_limit = 0
         self.reply_max_age = 0
         self.lookup_max_age = 0
@@ -130,12 +137,33 @@ class Invariants:
                 raise Violation("only unknown sends are looked for", self._name(id_), (id_,))
         if envelope["kind"] == "resume" and "dlq" not in queue:
             self._is_waited_for(task, id_)
+        if queue == "outbound.fifo" and task.process.name.startswith("redriver"):
+            self._in_its_turn(entry)
         if "dlq" in queue:
             self._dead.add(id_)
         elif envelope["kind"] in ("inbound", "outgoing"):
             self.received[id_][queue].append(envelope["received_at"])
             if queue == "outbound.fifo" and id_ not in self._queued[envelope["conversation"]]:
                 self._queued[envelope["conversation"]].append(id_)
+
+    def _in_its_turn(self, entry: dict[str, Any]) -> None:
+        """A letter is sent after those that were put aside before it in its conversation."""
+        waiting = {
+            letter.id: json.loads(letter.body) | {"redriven_at": None}
+            for letter in self._cloud.stores["sqs"].messages(
+                f"spillway-test-{_DLQ['outbound.fifo']}"
+            )
+            if letter.group == entry["MessageGroupId"] and letter.id not in self._redriven
+        }
+        message = json.loads(entry["MessageBody"]) | {"redriven_at": None}
+        if message not in waiting.values():
+            return  # somebody else has sent it, too
+        first, content = next(iter(waiting.items()))
+        if content != message:
+            raise Violation(
+                "a redrive keeps the order", self._name(message["id"]), (message["id"],)
+            )
+        self._redriven.add(first)
 
     def _is_waited_for(self, task: Task, id_: str) -> None:
         """Who is sent for has something to do, or had when that was seen."""
@@ -148,7 +176,8 @@ class Invariants:
         item = self._item(f"C#{conversation}", f"OUT#{message}") or {}
         waited_at = self._waited_at.get(id_, 0.0)
         world = self._cloud.world
-        held_up = task.process.troubled_at >= began or task.process is world.outside
+        moved = task.process is world.outside or task.process.name.startswith("redriver")
+        held_up = task.process.troubled_at >= began or moved
         if not _waits(item) and waited_at < began - 1 and not held_up:
             raise Violation("nobody is sent for in vain", self._name(id_), (id_,))
 
@@ -211,10 +240,14 @@ class Invariants:
         now = self._cloud.world.now
         answered[str(text.id)] = (received_at, now)
         # (Neither texts that came over an hour and were answered at once, nor the reverse; nor one
-        # that came first and was overtaken on its way to the queue.)
+        # that came first and was overtaken: on its way to the queue, or since it was put aside.)
         order = self._queued[text.id.conversation]
-        before = order[: order.index(str(text.id)) + 1]
-        counted = [one for one in before if one.partition("-")[2][:8] not in self._forgotten]
+        before = [one for one in order[: order.index(str(text.id))] if one not in self._dead]
+        counted = [
+            one
+            for one in (*before, str(text.id))
+            if one.partition("-")[2][:8] not in self._forgotten
+        ]
         near = sum(
             received_at - 599 < at <= received_at and now - 599 < then
             for at, then in (answered[id_] for id_ in counted if id_ in answered)
@@ -225,6 +258,11 @@ class Invariants:
     def _confirmed(self, text: Text, accepted: Accepted) -> None:
         if text.kind != outside.STOP or self.answers_stop:
             raise Violation("only a STOP is confirmed", text.name, (str(text.id),))
+        knew = self._knew[accepted.reference]
+        changes = self._opted_out_by[f"P#{self._brand}#{KEYS.number(text.person)}"]
+        # (Of a claim that arrives late nobody can say what its sender knew.)
+        if knew and [by for step, by in changes if step < knew][-1:] != [str(text.id)]:
+            raise Violation("only who opts out by it is told so", text.name, (str(text.id),))
         first = min(self.received[str(text.id)]["outbound.fifo"])
         if accepted.at - first > 300 + 120:  # (it may be on its way for a while)
             raise Violation("a confirmation comes at once", text.name, (str(text.id),))
@@ -233,7 +271,11 @@ class Invariants:
         pk, sk = key
         if pk.startswith("P#") and new is not None:
             self._is_in_force(pk, old, new)
-            if new["event"]["S"] == "stop":
+            self._is_evidence(pk, self._plain(old), self._plain(new) or {})
+            out = new["event"]["S"] == "stop"
+            by = new["since_id"]["S"] if out else ""
+            self._opted_out_by[pk].append((self._step, by))
+            if out:
                 self._opted_out.setdefault(pk, self._step)
                 self._ever_opted_out.add(pk)
             else:
@@ -270,8 +312,33 @@ class Invariants:
                 )
                 for text in self._out.texts.values()
             )
+            caused = caused or any(
+                call.event == "stop" and f"P#{self._brand}#{KEYS.number(call.person)}" == pk
+                for call in self._out.calls
+            )
             if not caused:
                 raise Violation("nobody is opted out for nothing", str(entry.get("source")))
+
+    def _is_evidence(self, pk: str, old: Item | None, new: Item) -> None:
+        """Each change leaves what was there, once; and an erasure all but number and words."""
+        before, after = _events(old), _events(new)
+        name = str(new["id"])
+        if after == [{**one, "words": ""} for one in before]:
+            if new["number"]:
+                raise Violation("what is erased is gone", name)
+            return
+        if after[:-1] != before[1 - KEPT :]:
+            raise Violation("evidence is kept of each change", name)
+        for one in reversed(before):
+            if one["event"] != new["event"]:
+                break
+            if one["id"] == new["id"]:
+                raise Violation("what is said once is evidence once", name)
+        number = str(new["number"])
+        if (number and f"P#{self._brand}#{KEYS.number(number)}" != pk) or (
+            bool(number) != (new["event"] == "stop" and pk != _NOBODY)
+        ):
+            raise Violation("the list has the numbers of who is opted out", name)
 
     def _is_said_in_time(self, entry: Item) -> None:
         """A late duplicate says nothing later, once the first is in the ledger."""
@@ -442,7 +509,7 @@ class Invariants:
                 if letter.body not in GARBAGE:
                     envelope = json.loads(letter.body)
                     payload = envelope["payload"]
-                    who = payload.get("sender", payload.get("theirs"))
+                    who = payload.get("sender", payload.get("theirs", payload.get("number")))
                     found.append({"from": who, "received_at": envelope["received_at"]})
         for one in found:
             theirs = person in (one.get("from"), one.get("theirs"))
@@ -534,13 +601,16 @@ class Invariants:
         """Everything that was acknowledged is somewhere, and nothing waits."""
         sqs = self._cloud.stores["sqs"]
         dead: dict[str, set[str]] = {}
+        unheard: set[str] = set()
         for queue in ("processing", "outbound.fifo"):
             left = sqs.messages(f"spillway-test-{queue}")
             if left:
                 raise Violation("the system comes to rest", f"{len(left)} left on {queue}")
             letters = sqs.messages(f"spillway-test-{_DLQ[queue]}")
             ours = [letter for letter in letters if letter.body not in GARBAGE]
-            dead[queue] = {json.loads(letter.body)["id"] for letter in ours}
+            bodies = [json.loads(letter.body) for letter in ours]
+            dead[queue] = {body["id"] for body in bodies if body["kind"] != "event"}
+            unheard |= {body["id"] for body in bodies}
             for letter in ours:
                 self._justified(letter, mappings[queue])
             if littered and not {letter.body for letter in letters}.issuperset(GARBAGE):
@@ -564,6 +634,38 @@ class Invariants:
         self._heard(dead["processing"])
         self._last_word(dead)
         self._providers_word()
+        for call in self._out.calls:
+            self._is_recorded(call, dead["processing"])
+        if self.hearing is not None and "" not in unheard:
+            self._all_was_heard(self.hearing, unheard)
+
+    def _all_was_heard(self, hearing: Hearing, unheard: set[str]) -> None:
+        """Of all that is stored, ended, told and consented to the business has heard, but of what
+        is among the dead letters."""
+        for id_, text in self._out.texts.items():
+            if id_ in unheard or self._is_erased(text):
+                continue
+            pk = f"C#{text.id.conversation}"
+            if self._item(pk, f"IN#{text.id.message}") is not None:
+                hearing.stored(id_)
+            item = self._item(pk, f"OUT#{text.id.message}")
+            if item is None:
+                continue
+            states = [part["state"] for part in (item.get("parts") or {}).values()]
+            if item.get("outcome") or (states and set(states) == {"sent"}):
+                hearing.ended(id_, item)
+            elif "outcome" not in item:
+                hearing.goes_on(id_)
+        for reference, statuses in self._out.told.items():
+            id_ = reference.rpartition("-")[0]
+            if id_ not in unheard and not self._is_erased(self._out.texts[id_]):
+                for status in statuses:
+                    hearing.told(reference, status)
+        for person in {text.person for text in self._out.texts.values()} - set(self.erased):
+            entry = self._item(f"P#{self._brand}#{KEYS.number(person)}", "CONSENT")
+            for event in events_of(entry):
+                if event["id"] not in unheard:
+                    hearing.consented(event)
 
     def _stored(self, text: Text, archived: dict[str, dict[str, Any]], dead: set[str]) -> None:
         id_ = str(text.id)
@@ -666,6 +768,7 @@ class Invariants:
                     starts += text.kind in (outside.START_AGAIN, outside.YES)
                     item = self._item(f"C#{text.id.conversation}", f"OUT#{text.id.message}") or {}
                     stops += bool(item.get("confirmation"))
+            starts += sum(c.event == "start" and c.person == person for c in self._out.calls)
             if stops > 1 + starts:
                 raise Violation("an opt-out is confirmed once", f"{stops} times")
 
@@ -692,8 +795,13 @@ class Invariants:
         for person, events in said.items():
             if person in doubtful or person in self._out.unwanted:
                 continue
+            called = [call for call in self._out.calls if call.person == person]
+            if any(not call.timed and not call.by_hand for call in called):
+                continue
             if all(t.provider == "telnyx" and t.kind != outside.YES for *_, t in events):
                 self._by_the_clock(person, [text for *_, text in events], dead)
+                continue
+            if called:
                 continue
             events.sort(key=lambda one: one[0])
             if any(a[1] + 4 > b[0] for a, b in pairwise(events)):
@@ -739,8 +847,13 @@ class Invariants:
         every = [
             one for one in self._out.texts.values() if one.person == person and one.kind in _CONSENT
         ]
-        stop = max((one.at for one in every if one.kind == outside.STOP), default=0.0)
-        start = max((one.at for one in every if one.kind == outside.START_AGAIN), default=0.0)
+        called = [call for call in self._out.calls if call.person == person]
+        if any(call.ids & dead["processing"] or not call.acknowledged for call in called):
+            return
+        stops = [one.at for one in every if one.kind == outside.STOP]
+        starts = [one.at for one in every if one.kind == outside.START_AGAIN]
+        stop = max(stops + [call.at for call in called if call.event == "stop"], default=0.0)
+        start = max(starts + [call.at for call in called if call.event == "start"], default=0.0)
         if len(every) != len(texts) or abs(start - stop - 2) < 1.2:
             return
         expected = "start" if start > stop + 2 else "stop"
@@ -752,6 +865,22 @@ class Invariants:
                 tuple(str(one.id) for one in every),
             )
 
+    def _is_recorded(self, call: Call, dead: set[str]) -> None:
+        """What somebody said otherwise, and was acknowledged, is on the list or put aside; or
+        something that beats it is on the list."""
+        if not call.acknowledged or call.ids & dead:
+            return
+        entry = self._item(f"P#{self._brand}#{KEYS.number(call.person)}", "CONSENT")
+        at = float((entry or {}).get("at", 0.0)) + 1  # (clocks differ)
+        if entry is None:
+            holds = False
+        elif entry["event"] == call.event:
+            holds = at >= call.since
+        else:
+            holds = at > call.since + 2 if call.event == "stop" else at >= call.since - 2
+        if not holds:
+            raise Violation("what is said otherwise is recorded", call.name, tuple(call.ids))
+
     def _providers_word(self) -> None:
         """Whom a provider calls opted out is so on our list, unless they said START."""
         for text in self._out.texts.values():
@@ -759,7 +888,7 @@ class Invariants:
             again = any(
                 one.kind in (outside.START_AGAIN, outside.YES) and one.person == text.person
                 for one in self._out.texts.values()
-            )
+            ) or any(c.event == "start" and c.person == text.person for c in self._out.calls)
             told = item.get("outcome") == "failed: opted_out" or text.person in self._out.unwanted
             # (A receipt that came after an erasure was nobody's.)
             if told and not again and not self._is_erased(text):
@@ -844,6 +973,12 @@ def _state(item: Item) -> str:
     return "sent" if said == "queued" else said
 
 
+def _events(entry: Item | None) -> list[Item]:
+    """What an entry of the list holds, the oldest first."""
+    names = ("event", "at", "words", "source", "id")
+    return [*entry["earlier"], {name: entry[name] for name in names}] if entry else []
+
+
 def _waits(item: Item) -> bool:
     """Whether a part is there to be sent next."""
     states = [part["state"] for part in (item.get("parts") or {}).values()]
@@ -861,5 +996,6 @@ def _fits(text: Text, words: str) -> bool:
     return words.startswith(f"{text.name} v")
 
 
+_NOBODY = f"P#default#{KEYS.number('')}"  # who sends without a number
 _CONSENT = (outside.STOP, outside.START_AGAIN, outside.YES)
 _DLQ = {"processing": "processing-dlq", "outbound.fifo": "outbound-dlq.fifo"}

@@ -1,4 +1,5 @@
-"""The person in charge: moves dead letters back, decides about unknown sends, erases people."""
+"""The person in charge: moves dead letters back, decides about unknown sends, erases people, and
+writes down what they say on the telephone."""
 
 from __future__ import annotations
 
@@ -9,17 +10,22 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from chalicelib.events import Events
 from chalicelib.ledger import Busy, Ledger
 from chalicelib.messages import MessageId
 from chalicelib.queues import Queues
 from chalicelib.runtime import is_transient
 from chalicelib.settling import Decision, decide
+from chalicelib.statements import Statement, id_of
 from chalicelib.table import Table
+from spillway.operate.consent import list_of
 from spillway.operate.erasure import Erased, Erasure
+from spillway.operate.letters import SOURCES
+from spillway.operate.redriving import Redrive, Redriven
 from spillway.stores import Stores
 from tests.simulation.causes import current_state
 from tests.simulation.functions import Mapping as Source
-from tests.simulation.outside import Outside
+from tests.simulation.outside import KEYS, Call, Outside
 from tests.simulation.runtime import Cloud, SimulatedRuntime
 from tests.simulation.stores import REGION
 from tests.simulation.world import Process, Violation
@@ -39,7 +45,6 @@ GARBAGE = (
     ),
 )
 _MOST_RUNS = 20
-_SOURCES = {"processing-dlq": "processing", "outbound-dlq.fifo": "outbound.fifo"}
 
 
 @dataclass
@@ -51,19 +56,24 @@ class Erasures:
 
 
 class SimulatedStage:
-    """What `spillway erase` asks of a stage, on the simulated stores."""
+    """What a command asks of a stage, on the simulated stores."""
 
     local = None
     name = "test"
 
-    def __init__(self, cloud: Cloud, process: Process, settings: Callable[[str], Any]) -> None:
+    def __init__(
+        self, cloud: Cloud, process: Process, settings: Callable[[str], Any], role: str
+    ) -> None:
         self.settings = settings
-        self._runtime = SimulatedRuntime(cloud, process, "eraser", 0.0)
+        self._runtime = SimulatedRuntime(cloud, process, role, 0.0)
         self.region = REGION
         self.stores = Stores(self, self.name)  # type: ignore[arg-type]
 
     def runtime(self) -> SimulatedRuntime:
         return self._runtime
+
+    def events(self) -> Events:
+        return Events(self._runtime, Queues(self._runtime, "test"), self.settings("processing"))
 
     def client(self, service: str) -> Any:
         return getattr(self._runtime, service)
@@ -86,6 +96,7 @@ class Operator:
         self._out = out
         self._mappings = mappings
         self._moved = 0
+        self._redriving = 0
         self.littered = False
         self.says: tuple[Decision, ...] = ("sent", "resend", "give_up")
         self.settings: Callable[[str], Any] = lambda role: None
@@ -94,31 +105,48 @@ class Operator:
         self.on_good: Callable[[str, float], None] = lambda person, began: None
 
     def redrive(self) -> None:
-        """Every dead letter goes back to its queue. Sent first, then deleted: none is lost."""
+        """Dead letters go back to their queues: by our own command, which may die and is perhaps
+        run again, or by AWS's."""
+        world, cloud = self._cloud.world, self._cloud
+        if world.chance(0.5):
+            self._redrive_as_aws()
+            return
+        if any(one.running for one in self.erased.values()):
+            return  # what is in its hand no erasure finds: docs/RETENTION.md
+        self._redriving += 1
+        for _ in range(world.random.choice((1, 3))):
+            process = Process(f"redriver-{world.steps}")
+            stage: Any = SimulatedStage(cloud, process, self.settings, "redriver")
+            task = world.spawn(partial(_redriven, stage, world.random.choice((1, 10))), process)
+            world.wait(task)
+            error = task.error
+            if error is not None and not process.dead and not is_transient(error):
+                raise Violation("no bug", f"{type(error).__name__} left the redrive: {error!r}")
+            world.note("operator", f"redrove: {task.result}")
+            if task.result is not None and task.result.good:
+                break
+            world.sleep(60 * world.random.random())
+        self._redriving -= 1
+
+    def _redrive_as_aws(self) -> None:
+        """From the console: the body stays as it is."""
         sqs = self._cloud.stores["sqs"]
-        for dead, source in _SOURCES.items():
+        for dead, source in SOURCES.items():
             # (Whom somebody else looks at just now, stays.)
-            letters = sqs.messages(f"spillway-test-{dead}")
-            for letter in [one for one in letters if one.visible_at <= self._cloud.world.now]:
-                self._cloud.world.note("operator", f"redrives {letter.id[:8]} to {source}")
+            while found := sqs.receive_message(
+                QueueUrl=_url(sqs, dead), MessageSystemAttributeNames=["All"]
+            ).get("Messages"):
+                (letter,) = found
+                self._cloud.world.note("AWS", f"redrives {letter['MessageId'][:8]} to {source}")
                 self._moved += 1
                 fifo: dict[str, Any] = {}
                 if source.endswith(".fifo"):
                     fifo = {
-                        "MessageGroupId": letter.group,
+                        "MessageGroupId": letter["Attributes"]["MessageGroupId"],
                         "MessageDeduplicationId": f"again-{self._moved}",
                     }
-                body = letter.body
-                if letter.body not in GARBAGE and self._cloud.world.chance(0.5):
-                    # As our own redrive does; AWS's does not.
-                    body = json.dumps({**json.loads(body), "redriven_at": self._cloud.world.now})
-                sqs.send_message(QueueUrl=_url(sqs, source), MessageBody=body, **fifo)
-                handle = sqs.receive_message(QueueUrl=_url(sqs, dead), MaxNumberOfMessages=1)[
-                    "Messages"
-                ][0]["ReceiptHandle"]
-                sqs.delete_message_batch(
-                    QueueUrl=_url(sqs, dead), Entries=[{"Id": "0", "ReceiptHandle": handle}]
-                )
+                sqs.send_message(QueueUrl=_url(sqs, source), MessageBody=letter["Body"], **fifo)
+                sqs.delete_message(QueueUrl=_url(sqs, dead), ReceiptHandle=letter["ReceiptHandle"])
         for mapping in self._mappings.values():
             mapping.wake()
 
@@ -126,7 +154,7 @@ class Operator:
         """Something stands on the queues that is not ours, or belongs on another."""
         sqs = self._cloud.stores["sqs"]
         for number, body in enumerate(GARBAGE):
-            for queue in _SOURCES.values():
+            for queue in SOURCES.values():
                 fifo: dict[str, Any] = {}
                 if queue.endswith(".fifo"):
                     fifo = {"MessageGroupId": "heron", "MessageDeduplicationId": f"litter-{number}"}
@@ -156,15 +184,37 @@ class Operator:
                 # Once more, as somebody does who is not sure that it was heard.
                 self._says(id_, part, attempt, word)
 
+    def state(self, call: Call) -> None:
+        """Writes down what somebody said, again until it is known to be written."""
+        said = Statement(call.person, call.event, call.at, "telephone", call.name)
+        call.ids.add(str(id_of(KEYS, said)))
+        self._out.calls.append(call)
+        world = self._cloud.world
+        while True:
+            process = Process(f"clerk-{world.steps}")
+            stage: Any = SimulatedStage(self._cloud, process, self.settings, "clerk")
+            task = world.spawn(partial(_stated, stage, said), process)
+            task.notes["began"] = world.now
+            world.wait(task)
+            if task.error is None and not process.dead:
+                break
+            if not process.dead and not is_transient(task.error):  # type: ignore[arg-type]
+                raise Violation("no bug", f"the list is not written: {task.error!r}")
+            world.sleep(30 * world.random.random())
+        world.note("clerk", f"{call.name} ({call.event} by {call.person}): {task.result}")
+        call.acknowledged = True
+
     def erase(self, person: str, *, until_good: bool = False) -> None:
         """Erases somebody; again where the command died or failed, and until it is good where it
         is said that nobody comes between any more."""
         world, cloud = self._cloud.world, self._cloud
         erased = self.erased.setdefault(person, Erasures())
         result = None
+        while self._redriving:
+            world.sleep(30)
         for _ in range(_MOST_RUNS):
             process = Process(f"eraser-{world.steps}")
-            stage: Any = SimulatedStage(cloud, process, self.settings)
+            stage: Any = SimulatedStage(cloud, process, self.settings, "eraser")
             erased.running += 1
             task = world.spawn(partial(_erased, stage, person), process)
             began = task.notes["began"] = world.now
@@ -209,6 +259,7 @@ class Operator:
                 part=part,
                 attempt=attempt,
                 decision=word,
+                events=Events(runtime, Queues(runtime, "test"), self.settings("processing")),
             ),
             process,
         )
@@ -273,6 +324,14 @@ class Operator:
 
 def _erased(stage: Any, person: str) -> Erased:
     return Erasure(stage, person, wait=600.0).run()
+
+
+def _redriven(stage: Any, rate: float) -> Redriven:
+    return Redrive(stage, list(SOURCES), lambda letter: True, rate=rate).run()
+
+
+def _stated(stage: Any, said: Statement) -> bool:
+    return list_of(stage).record_statement(said)
 
 
 def _url(sqs: Any, queue: str) -> str:

@@ -391,6 +391,34 @@ def _unreported(story: Story, random: Random, start: float) -> Story:
     )
 
 
+def put_aside(story: Story, random: Random, start: float) -> Story:
+    """Own code with a bug, and a look-up that is away: most texts are put aside. Somebody redrives
+    them again and again, before all is mended and afterwards."""
+    kinds: tuple[str, ...] = (*[outside.BROKEN] * 6, outside.PLAIN, outside.OUTGOING)
+    if random.random() < 0.2:
+        kinds += (outside.STOP,)  # (Whoever has said it gets no answer that could be put aside.)
+    texts = _texts(random, kinds, 10, lambda _: start + 60 * random.random())
+    for text in texts:
+        text.person = PEOPLE[0] if random.random() < 0.8 else PEOPLE[1]
+        _move(text, 0 if random.random() < 0.8 else 1, text.at)
+    mended = start + random.choice((200.0, 500.0))
+    return replace(
+        story,
+        texts=texts,
+        mended_at=mended,
+        own_code=True,
+        lookups=True,
+        lookup_max_age=30,
+        outages={"lookups.example.com": [(start, mended)]},
+        redrives=tuple(start + 900 * random.random() for _ in range(8)),
+        robot="",
+        without=None,
+        secret_lost=None,
+        reply_max_age=900,
+        end=max(story.end, start + 1000),
+    )
+
+
 _PLOTS = (
     *(_regular,) * 3,
     *(_rotated,) * 4,

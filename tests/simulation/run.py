@@ -22,7 +22,7 @@ from chalicelib.replies import Replies
 from chalicelib.sending import Sender
 from tests.fakes import SECRETS, settings
 from tests.signing import TelnyxKey
-from tests.simulation import plots, traffic
+from tests.simulation import hearing, plots, traffic
 from tests.simulation.causes import Causes
 from tests.simulation.faults import Faults
 from tests.simulation.functions import Function, Invocation, Mapping
@@ -43,7 +43,7 @@ from tests.simulation.stores.dynamodb import DynamoDb
 from tests.simulation.stores.s3 import S3
 from tests.simulation.stores.secrets import Secrets
 from tests.simulation.stores.sqs import Sqs
-from tests.simulation.story import PEOPLE
+from tests.simulation.story import PEOPLE, calls
 from tests.simulation.world import START, NeverRests, Task, Violation, World
 
 QUEUES = {
@@ -54,6 +54,7 @@ QUEUES = {
 }
 FOURTEEN_DAYS = 14 * 86_400
 _ERASED = 0.15  # how likely somebody wants to be forgotten
+_PUT_ASIDE = 0.1  # how likely dead letters are what a story is about
 
 
 @dataclass
@@ -108,7 +109,12 @@ class Simulation:
         self.world = world = World(seed)
         calm = world.chance(0.1)
         faults = Faults(world, none=calm)
-        self.story = story = plots.write(world.random, START, calm=calm)
+        story = plots.write(world.random, START, calm=calm)
+        # (Drawn apart, so that no other seed is another story for it.)
+        redriving = Random(f"{seed} redrives")
+        if not calm and redriving.random() < _PUT_ASIDE:
+            story = plots.put_aside(story, redriving, START)
+        self.story = story
         reorder = world.random.choice((0.0, 0.0, 0.5))
         self.sqs = Sqs(lambda: world.now, world.random, reorder=reorder)
         for name, fifo in QUEUES.items():
@@ -119,6 +125,7 @@ class Simulation:
                 retention=FOURTEEN_DAYS,
             )
         secrets = {**SECRETS, "telnyx": {"api_key": "key", "public_keys": [TelnyxKey.public]}}
+        secrets["events"] = hearing.SECRET
         self.rules = traffic.Rules() if calm else traffic.rules(seed, START, story.end)
         stores = {
             "sqs": self.sqs,
@@ -137,6 +144,8 @@ class Simulation:
         sender = Function(self.cloud, "sender", self._sender, 60.0, story.overtime)
         self.door = Door(self.cloud, receiver)
         self.outside = Outside(self.cloud, self.door)
+        self.heard = hearing.hears(seed)
+        self.hearing = hearing.Hearing(self.cloud, self.outside)
         self.invariants = Invariants(self.cloud, self.outside, "default")
         self.mappings = {
             "processing": self._mapping("processing", processing_, most=2),
@@ -147,6 +156,7 @@ class Simulation:
         self.traffic = traffic.Traffic(self.cloud, self.outside, self.rules)
         self.causes.held_back = self.rules
         self.invariants.held_back = self.rules
+        self.invariants.hearing = self.hearing if self.heard else None
         self.invariants.loop_limit = story.loop_limit
         self.invariants.reply_max_age = story.reply_max_age
         self.invariants.lookup_max_age = story.lookup_max_age
@@ -170,6 +180,9 @@ class Simulation:
             self.erases = erasing.choice(PEOPLE[:2])
             after = (story.end - START) * erasing.random() * erasing.choice((1.0, 0.2))
             world.spawn(lambda: self.operator.erase(self.erases), after=after)
+        for call in calls(Random(f"{seed} calls"), story):
+            by = self.operator.state if call.by_hand else self.outside.state
+            world.spawn(lambda call=call, by=by: by(call), after=call.handed_in - START)  # type: ignore[misc]
         for text in story.texts:
             world.spawn(lambda text=text: self.outside.write(text), after=text.at - START)  # type: ignore[misc]
         self.outside.robot = story.robot
@@ -195,6 +208,8 @@ class Simulation:
         self.invariants.on_unknown = self._decide_soon
         for at in story.decisions:
             world.spawn(self.operator.decide, after=at - START)
+        if story.mended_at < float("inf"):
+            world.spawn(self.outside.mend, after=story.mended_at - START)
         for at in story.redrives:
             world.spawn(self.operator.redrive, after=max(0.0, at - START))
 
@@ -302,6 +317,7 @@ class Simulation:
             LOOP_LIMIT=str(self.story.loop_limit),
             REPLY_MAX_AGE=str(self.story.reply_max_age),
             LOOKUP_MAX_AGE=str(self.story.lookup_max_age),
+            EVENTS_URL=f"https://{hearing.HOST}/" if self.heard else "",
             **self.rules.settings(numbers),
         )
 

@@ -7,7 +7,8 @@ from random import Random
 from typing import Literal
 
 from tests.simulation import outside
-from tests.simulation.outside import HOURS, NUMBERS, Text
+from tests.simulation.outside import HOURS, NUMBERS, Call, Text
+from tests.simulation.world import START
 
 PEOPLE = ("+14155550100", "+14155550101", "+14155550102")
 WORDS = {
@@ -18,6 +19,7 @@ WORDS = {
     outside.EMPTY: (" ",),
     outside.HUGE: ("heron " * 3400,),
 }
+_CALLED = 0.3  # how likely anybody says something otherwise
 REJECTIONS = {"twilio": ("21211", "21610", "21606"), "telnyx": ("40310", "40300", "40305")}
 
 
@@ -52,6 +54,7 @@ class Story:
     reply_max_age: int  # REPLY_MAX_AGE
     lookup_max_age: int  # LOOKUP_MAX_AGE
     own_code: bool  # whether no reply API is asked, but the adopter's own function
+    mended_at: float  # when that function's bug is mended
     without: tuple[str, float, float] | None  # a provider that PROVIDERS lacks for a while
     secret_lost: tuple[str, float] | None  # a provider's secret that is deleted by mistake
     receipts_from: float  # seconds that a receipt takes at least ...
@@ -158,6 +161,7 @@ def by_chance(random: Random, start: float) -> Story:
         reply_max_age=random.choice((900, 900, 900, 60, 25)),
         lookup_max_age=random.choice((43_200, 43_200, 43_200, 30)),
         own_code=own_code,
+        mended_at=float("inf"),
         receipts_from=0.0,
         receipts_after=random.choice((8.0, 8.0, 8.0, 60.0)),
         receipts_fail=random.choice((0.0, 0.0, 0.1, 0.5, 0.95)),
@@ -171,6 +175,30 @@ def by_chance(random: Random, start: float) -> Story:
         secret_lost=_secret_lost(random, start, length) if random.random() < 0.04 else None,
         calm=False,
     )
+
+
+def calls(random: Random, story: Story) -> list[Call]:
+    """What people say otherwise than by a text, in some seeds: often about when they or others
+    write, and handed in at once, much later, or all of it by several in the same moment."""
+    if random.random() >= _CALLED:
+        return []
+    made: list[Call] = []
+    together = random.random() < 0.3
+    for number in range(random.randint(1, 5)):
+        event: Literal["stop", "start"] = random.choice(("stop", "stop", "start"))
+        person = random.choice(PEOPLE[:2])
+        near = random.choice([text.at for text in story.texts] or [START])
+        at = near + random.choice((3.0, 60.0)) * (random.random() - 0.3)
+        if random.random() < 0.5:
+            at = float(int(at))
+        handed_in = max(at, START) + random.choice((0.0, 0.0, 5.0, 600.0)) * random.random()
+        if made and together:
+            person, handed_in = made[0].person, made[0].handed_in
+            at = made[0].at - 9 * random.random()
+        timed = event == "start" or random.random() < 0.6
+        by_hand = random.random() < 0.4
+        made.append(Call(f"c{number}", person, event, at, handed_in, timed, by_hand))
+    return made
 
 
 def _without(random: Random, start: float, length: float) -> tuple[str, float, float]:

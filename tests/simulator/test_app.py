@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import copy
 import json
 import subprocess
@@ -99,10 +100,10 @@ async def test_a_text_that_cannot_be_taken(
 
 @pytest.mark.anyio
 async def test_behaviour_is_each_providers_own(simulator: Simulator) -> None:
-    start = {"delay": 0.0, "fail": None, "receipts": True}
+    start = {"delay": 0.0, "fail": None, "receipts": True, "retry_after": None}
     url = "/provider/behaviour/telnyx"
     assert (await simulator.http.get(url)).json() == start
-    changed = {"delay": 0.05, "fail": "lost_answer", "receipts": False}
+    changed = {"delay": 0.05, "fail": "lost_answer", "receipts": False, "retry_after": 7}
     assert (await simulator.http.put(url, json=changed)).json() == changed
     assert (await simulator.http.get(url)).json() == changed
     assert (await simulator.http.get("/provider/behaviour/twilio")).json() == start
@@ -134,6 +135,13 @@ async def test_an_answer_can_be_delayed(simulator: Simulator, provider: str) -> 
         ("/provider/behaviour/twilio", '{"delay": true}'),
         ("/provider/behaviour/twilio", '{"delay": NaN}'),
         ("/provider/behaviour/twilio", '{"delays": 1}'),
+        ("/provider/behaviour/twilio", '{"retry_after": 1.5}'),
+        ("/provider/behaviour/twilio", '{"retry_after": -1}'),
+        ("/provider/behaviour/twilio", '{"for": -1}'),
+        # There is no port of its own here that could be closed.
+        ("/provider/behaviour/twilio", '{"fail": "down"}'),
+        ("/sample/behaviour/nobody", "{}"),
+        ("/sample/behaviour/line", '{"fail": "lost_answer"}'),
         ("/sample/delay", '{"reply": Infinity}'),
         ("/sample/delay", '{"lookup": 1}'),
     ],
@@ -223,6 +231,55 @@ async def test_delays_are_set_while_it_runs(simulator: Simulator, service: str, 
     assert time.monotonic() - began >= 0.2
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("behaviour", "status", "retry_after"),
+    [
+        ({"fail": "server_error"}, 500, None),
+        ({"fail": "throttled"}, 429, None),
+        ({"fail": "throttled", "retry_after": 3}, 429, "3"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("service", "url"),
+    [("reply", "/sample/reply"), ("line", "/sample/lookups/line")],
+)
+async def test_a_sample_fails(
+    simulator: Simulator,
+    service: str,
+    url: str,
+    behaviour: dict[str, Any],
+    status: int,
+    retry_after: str | None,
+) -> None:
+    await simulator.http.put(f"/sample/behaviour/{service}", json=behaviour)
+    answer = await simulator.http.post(url, json={"from": THEIRS, "text": "hello"})
+    assert (answer.status_code, answer.headers.get("Retry-After")) == (status, retry_after)
+    other = "/sample/lookups/customer"
+    assert (await simulator.http.post(other, json={"from": THEIRS})).status_code == 200
+
+
+@pytest.mark.anyio
+async def test_what_is_set_for_a_while_ends_by_itself(simulator: Simulator) -> None:
+    url = "/sample/behaviour/line"
+    # GIVEN a standing behaviour, and another for a while
+    await simulator.http.put(url, json={"delay": 0.01})
+    passing = await simulator.http.put(url, json={"fail": "throttled", "for": 0.2})
+    assert (passing.json()["fail"], passing.json()["delay"]) == ("throttled", 0.0)
+    # THEN it is as before after that
+    deadline = time.monotonic() + 5
+    while (now := (await simulator.http.get(url)).json())["fail"]:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+    assert now["delay"] == 0.01
+    # AND at once, where that is wanted
+    await simulator.http.put(url, json={"fail": "throttled", "for": 60})
+    assert (await simulator.http.put(url, json={"for": 0})).json()["delay"] == 0.01
+    # AND what is set until further notice ends what was for a while
+    await simulator.http.put(url, json={"fail": "throttled", "for": 60})
+    assert (await simulator.http.put(url, json={})).json()["fail"] is None
+
+
 # --- configuration -----------------------------------------------------------------------------
 
 
@@ -244,6 +301,7 @@ def test_one_provider_is_enough() -> None:
         (["credentials"], [], "credentials"),
         (["credentials"], {}, "credentials.twilio"),
         (["credentials", "twilio"], "topsecret", "credentials.twilio"),
+        (["gates"], {"twilio": "topsecret"}, "gates"),
         (["secrets"], {}, "secrets"),
         (["secrets"], None, "secrets"),
         (["secrets", "vonage"], {}, "twilio and telnyx"),

@@ -40,11 +40,18 @@ def _free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def process() -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
+def gate() -> int:
+    """The port at which the simulated Twilio can be down."""
+    return _free_port()
+
+
+@pytest.fixture(scope="module")
+def process(gate: int) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
     port = _free_port()
     settings = copy.deepcopy(SETTINGS)
     # Receipts and texts go to the simulator itself: to nobody's webhook, but over real connections.
     settings["webhook"] = f"http://127.0.0.1:{port}"
+    settings["gates"] = {"twilio": gate}
     environment = {"SIMULATOR": json.dumps(settings), "SPILLWAY_PARENT_PIPE": "1"}
     with _start(port, environment) as one:
         base = f"http://127.0.0.1:{port}"
@@ -65,19 +72,21 @@ def _output(process: subprocess.Popen[bytes]) -> str:
     return cast(IO[bytes], process.stdout).read().decode()
 
 
-def _to_twilio(http: httpx.Client, **form: str) -> httpx.Response:
+def _to_twilio(http: httpx.Client, timeout: float = 30.0, **form: str) -> httpx.Response:
     return http.post(
         f"/provider/twilio/2010-04-01/Accounts/{ACCOUNT}/Messages.json",
         data={"To": THEIRS, "From": OURS, "Body": "hi", **form},
         auth=(ACCOUNT, "newest"),
+        timeout=timeout,
     )
 
 
-def _to_telnyx(http: httpx.Client, key: str) -> httpx.Response:
+def _to_telnyx(http: httpx.Client, key: str, timeout: float = 30.0) -> httpx.Response:
     return http.post(
         "/provider/telnyx/v2/messages",
         json={"to": THEIRS, "from": OURS, "text": "hi"},
         headers={"Authorization": "Bearer KEY", "Idempotency-Key": key},
+        timeout=timeout,
     )
 
 
@@ -86,6 +95,79 @@ def _outbox(http: httpx.Client) -> list[dict[str, Any]]:
 
 
 Process = tuple[subprocess.Popen[bytes], httpx.Client]
+
+
+@pytest.mark.parametrize("fail", ["no_answer", "failed_answer"])
+def test_what_is_taken_and_not_answered_is_in_the_outbox_once(process: Process, fail: str) -> None:
+    _, http = process
+    before = len(_outbox(http))
+    for provider in ("twilio", "telnyx"):
+        http.put(f"/provider/behaviour/{provider}", json={"fail": fail, "for": 30})
+    # WHEN sends are taken, and not answered or answered 500
+    if fail == "no_answer":
+        with pytest.raises(httpx.ReadTimeout):
+            _to_twilio(http, timeout=0.3)
+        with pytest.raises(httpx.ReadTimeout):
+            _to_telnyx(http, fail, timeout=0.3)
+    else:
+        assert _to_twilio(http).status_code == _to_telnyx(http, fail).status_code == 500
+    # THEN both were taken
+    assert len(_outbox(http)) == before + 2
+    # AND the same key is the same message, which is answered now
+    for provider in ("twilio", "telnyx"):
+        http.put(f"/provider/behaviour/{provider}", json={})
+    assert _to_telnyx(http, fail).status_code == 200
+    assert len(_outbox(http)) == before + 2
+
+
+def test_who_gave_up_waiting_may_have_been_heard(process: Process) -> None:
+    _, http = process
+    before = len(_outbox(http))
+    for provider in ("twilio", "telnyx"):
+        http.put(f"/provider/behaviour/{provider}", json={"delay": 0.5, "for": 5})
+    # WHEN a slow provider's client goes before the answer
+    with pytest.raises(httpx.ReadTimeout):
+        _to_twilio(http, timeout=0.2)
+    with pytest.raises(httpx.ReadTimeout):
+        _to_telnyx(http, "slow", timeout=0.2)
+    # THEN both are taken all the same
+    deadline = time.monotonic() + 5
+    while len(_outbox(http)) < before + 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_what_is_down_refuses_connections_until_it_is_up_by_itself(
+    process: Process, gate: int
+) -> None:
+    _, http = process
+    with httpx.Client(base_url=f"http://127.0.0.1:{gate}", trust_env=False) as through:
+        # GIVEN a connection that is open, and one on which an answer is waited for
+        assert _to_twilio(through).status_code == 201
+        before = len(_outbox(http))
+        http.put("/provider/behaviour/twilio", json={"fail": "no_answer"})
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(_to_twilio, through)
+            while len(_outbox(http)) == before:
+                time.sleep(0.01)
+            # WHEN it is down for a while, THEN both are cut
+            http.put("/provider/behaviour/twilio", json={})
+            http.put("/provider/behaviour/twilio", json={"fail": "down", "for": 0.5})
+            with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
+                waiting.result(5)
+        # AND none can be made, while all others can
+        with pytest.raises(httpx.ConnectError):
+            _to_twilio(through)
+        assert _to_telnyx(http, "meanwhile").status_code == 200
+        # AND it is up by itself
+        deadline = time.monotonic() + 5
+        while True:
+            try:
+                assert _to_twilio(through).status_code == 201
+                break
+            except httpx.ConnectError:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
 
 
 def test_a_lost_answer_is_accepted_and_the_connection_cut(process: Process) -> None:

@@ -321,3 +321,12 @@ async def test_with_a_real_accounts_keys_it_takes_sends_and_calls_nobody(
     await simulator.receipts()
     assert simulator.webhook.requests == []
     assert len(await simulator.outbox()) == 1
+
+
+async def test_throttling_says_when_to_come_again(simulator: Simulator) -> None:
+    await simulator.behave("telnyx", fail="throttled", retry_after=5)
+    answer = await simulator.to_telnyx()
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "5")
+    await simulator.behave("telnyx", fail="throttled")
+    assert "Retry-After" not in (await simulator.to_telnyx()).headers
+    assert await simulator.outbox() == []

@@ -368,6 +368,23 @@ async def test_listing_shows_both_directions_newest_first(simulator: Simulator) 
     assert (await _listed(simulator, To="+14155550102"))["messages"] == []
 
 
+async def test_texts_whose_webhook_was_refused_are_listed_with_their_media(
+    simulator: Simulator,
+) -> None:
+    simulator.webhook.answers = [503] * 4
+    media = [{"url": "https://media.example.com/1", "content_type": "image/png"}]
+    text = await simulator.text("twilio", "question", media=media, door="signed")
+    assert text["status"] == 503
+    (one,) = (await _listed(simulator, To=OURS))["messages"]
+    assert (one["sid"], one["num_media"]) == (text["id"], "1")
+    path = f"/provider/twilio{one['subresource_uris']['media']}"
+    found = (await simulator.http.get(path, auth=(ACCOUNT, "newest"))).json()["media_list"]
+    assert [item["content_type"] for item in found] == ["image/png"]
+    assert (await simulator.http.get(path)).status_code == 401
+    other = path.replace(text["id"], "MM0")
+    assert (await simulator.http.get(other, auth=(ACCOUNT, "newest"))).status_code == 404
+
+
 @pytest.mark.parametrize(
     ("query", "count"),
     [
@@ -408,3 +425,12 @@ async def test_pages_do_not_shift(simulator: Simulator) -> None:
 )
 async def test_a_listing_that_makes_no_sense(simulator: Simulator, query: dict[str, str]) -> None:
     assert (await _listed(simulator, **query))["code"] == 20001
+
+
+async def test_throttling_says_when_to_come_again(simulator: Simulator) -> None:
+    await simulator.behave("twilio", fail="throttled", retry_after=5)
+    answer = await simulator.to_twilio()
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "5")
+    await simulator.behave("twilio", fail="throttled")
+    assert "Retry-After" not in (await simulator.to_twilio()).headers
+    assert await simulator.outbox() == []

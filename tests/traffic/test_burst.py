@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
 from spillway.stores import Depth
-from spillway.traffic.burst import Sent, make, take
+from spillway.traffic.burst import Sent, deliveries, make, take
 
 NOTHING = Depth(0, 0, 0)
 
@@ -35,9 +36,10 @@ class FakeStores:
         dead = Depth(self.dead, 0, 0)
         return {"processing": NOTHING, "outbound.fifo": NOTHING, "processing-dlq": dead}
 
-    def keep(self, message: Sent, *, table: bool = True, lines: int = 1, answers: int = 1) -> None:
-        if table:
-            self.table.append({"pk": "C#c", "sk": f"IN#{message.id}", "provider_id": message.id})
+    def keep(self, message: Sent, *, table: int = 1, lines: int = 1, answers: int = 1) -> None:
+        for number in range(table):
+            key = {"pk": f"C#{number or 'c'}", "sk": f"IN#{message.id}"}
+            self.table.append({**key, "provider_id": message.id})
         self.lines += [{"provider_id": message.id}] * lines
         self.sent += [{"text": message.text, "at": 11.0}] * answers
 
@@ -56,10 +58,11 @@ UNKNOWN = {"parts": {"1": {"state": "sent"}, "2": {"state": "unknown"}}}
     ("kept", "ledger", "counted", "good"),
     [
         pytest.param({}, None, {"answered": 1, "stored": 1, "archived": 1}, True, id="as it is"),
-        pytest.param({"table": False}, None, {"lost": 1, "stored": 0}, False, id="not stored"),
+        pytest.param({"table": 0}, None, {"lost": 1, "stored": 0}, False, id="not stored"),
         pytest.param({"lines": 0}, None, {"lost": 1, "archived": 0}, False, id="not archived"),
         pytest.param({"answers": 0}, None, {"lost": 1, "answered": 0}, False, id="not answered"),
         pytest.param({"answers": 2}, None, {"answered_twice": 1}, False, id="answered twice"),
+        pytest.param({"table": 2}, None, {"stored_twice": 1}, False, id="stored twice"),
         pytest.param({"lines": 2}, None, {"archived_twice": 1}, True, id="in two objects"),
         pytest.param(
             {"answers": 0},
@@ -70,7 +73,7 @@ UNKNOWN = {"parts": {"1": {"state": "sent"}, "2": {"state": "unknown"}}}
         ),
         pytest.param({"answers": 0}, UNKNOWN, {"unknown": 1, "lost": 0}, True, id="unknown"),
         pytest.param(
-            {"table": False, "answers": 0}, {"outcome": "expired"}, {"lost": 1}, False, id="no item"
+            {"table": 0, "answers": 0}, {"outcome": "expired"}, {"lost": 1}, False, id="no item"
         ),
         pytest.param(
             {"answers": 0},
@@ -114,3 +117,20 @@ def test_every_message_is_its_own() -> None:
     assert 200 < sum(one.duplicate for one in made) < 400
     # (a conversation stays with its provider)
     assert len({(one.sender, one.provider) for one in made}) == 100
+
+
+def test_a_duplicate_comes_at_once_or_later() -> None:
+    made = make(2000, 200, 0.2, ["twilio"])
+    order = deliveries(made)
+    # THEN each is delivered, in their order, and duplicates twice
+    assert list(dict.fromkeys(one.id for one in order)) == [one.id for one in made]
+    times = Counter(one.id for one in order)
+    assert all(times[one.id] == 1 + one.duplicate for one in made)
+    # AND the second time comes right after the first, or any time later
+    at: dict[str, list[int]] = {}
+    for number, one in enumerate(order):
+        at.setdefault(one.id, []).append(number)
+    apart = [numbers[1] - numbers[0] for numbers in at.values() if len(numbers) == 2]
+    at_once = sum(number == 1 for number in apart)
+    assert 0.3 < at_once / len(apart) < 0.7
+    assert max(apart) > 1000

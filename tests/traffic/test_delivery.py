@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from typing import Any
 
@@ -41,7 +42,9 @@ def deliver(
     )
     monkeypatch.setattr(asyncio, "sleep", at_once)
     one = Sent("twilio", "SM1", "+16460000001", "burst 1", duplicate)
-    asyncio.run(burst._send_all(LOCAL, [one], lambda: None))
+    traffic = burst.Traffic()
+    asyncio.run(burst.send_all(LOCAL, [one], traffic))
+    assert traffic.requests == len(requests)
     return one, requests
 
 
@@ -76,3 +79,26 @@ def test_what_is_signed_is_the_public_address_and_it_is_delivered_here(
     monkeypatch.setitem(LOCAL, "public_url", LOCAL["webhook"])
     _, [elsewhere] = deliver([], monkeypatch)
     assert elsewhere.headers["X-Twilio-Signature"] != signature
+
+
+def test_webhooks_are_spread_over_the_time_and_stop_when_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    at: list[float] = []
+    traffic = burst.Traffic()
+
+    def door(_: httpx.Request) -> httpx.Response:
+        at.append(time.monotonic())
+        traffic.stopped = len(at) == 6
+        return httpx.Response(200)
+
+    monkeypatch.setattr(
+        httpx, "AsyncClient", lambda **_: CLIENT(transport=httpx.MockTransport(door))
+    )
+    messages = [Sent("twilio", f"SM{n}", "+16460000001", f"burst {n}", False) for n in range(100)]
+    began = time.monotonic()
+    asyncio.run(burst.send_all(LOCAL, messages, traffic, spread=10.0))
+    # THEN one comes every tenth of a second, and none after the word, which no client sleeps over
+    assert len(at) == traffic.delivered == 6
+    assert at[5] - began >= 0.5
+    assert time.monotonic() - began < 2
