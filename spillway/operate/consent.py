@@ -321,9 +321,13 @@ def _content(file: Path) -> str:
 
 def _write(file: Path, text: str) -> None:
     new = file.with_name(f"{file.name}.new")
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", newline="") as one:
-        one.write(text)
-    new.replace(file)
+    try:
+        handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(handle, "w", encoding="utf-8", newline="") as one:
+            one.write(text)
+        new.replace(file)
+    except OSError as error:
+        raise Problem(f"{file}: {error.strerror}.") from None
 
 
 def _told(entry: Item | None) -> dict[str, Any]:

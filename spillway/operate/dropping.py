@@ -95,9 +95,9 @@ class Drop:
                 return False
             key, content = kept(letter)
             self._stage.stores.keep(key, content)
-            if not self._stage.stores.delete(letter.raw):
-                return False
-            done.kept[letter.id] = key
+            # (One whose deletion comes too late is met again by the next walk.)
+            if self._stage.stores.delete(letter.raw):
+                done.kept[letter.id] = key
             return True
 
         work_through(self._stage, queue, work, patience=PATIENCE)

@@ -136,8 +136,8 @@ def work_through(
     stage: Stage, queue: str, work: Callable[[Letter], bool], *, patience: float, hide: int = 0
 ) -> int:
     """Gives every letter of a queue to `work`, perhaps more than once, in the order of its
-    conversation. `work` says whether it is gone now; the others are shown again at the end of each
-    walk.
+    conversation. `work` says whether there was anything to do with it; the others are shown again
+    at the end of each walk.
 
     Walks until one finds nothing to do and sees all that there are, or `patience` seconds have
     passed in which there was nothing to do. Returns how many letters were not shown. `hide`: the
@@ -148,16 +148,16 @@ def work_through(
     while True:
         standing = stores.depth(queue).total
         left: list[DeadLetter] = []
-        gone = False
+        busy = False
         try:
             for letter in stores.dead_letters(queue, hide):
                 if work(read(letter)):
-                    gone = True
+                    busy = True
                 else:
                     left.append(letter)
         finally:
             stores.show(left)
-        if gone:
+        if busy:
             idle_since = runtime.now()
         elif len(left) >= standing:
             return 0

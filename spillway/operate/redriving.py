@@ -104,9 +104,9 @@ class Redrive:
                 if reason:
                     left[letter.id] = reason
                     return False
-                gone = self._moved(letter)
+                busy = self._moved(letter)
                 self._tell(letter.queue, len(self._sent) - before, total)
-                return gone
+                return busy
 
             patience = PATIENCE_OF_A_LOOK if self._done.dry else PATIENCE
             self._done.unseen[queue] = work_through(self._stage, queue, work, patience=patience)
@@ -129,12 +129,14 @@ class Redrive:
         return ""
 
     def _moved(self, letter: Letter) -> bool:
-        """Whether the letter is gone from its queue: it stands on its source's then."""
-        if letter.id in self._sent:
-            return not self._done.dry and self._stage.stores.delete(letter.raw)
+        """Sends a letter, if this run has not done so, and deletes it; whether there was anything
+        to do. One whose deletion comes too late is met again by the next walk."""
         if self._done.dry:
             self._sent.add(letter.id)
             return False
+        if letter.id in self._sent:
+            self._stage.stores.delete(letter.raw)
+            return True
         self._runtime.sleep(1 / self._rate)
         # As it is but for this: another version of our code may have put more into it.
         body = json.loads(letter.raw.body) | {"redriven_at": self._runtime.now()}
@@ -145,4 +147,5 @@ class Redrive:
             id_=self._runtime.new_id(),
         )
         self._sent.add(letter.id)
-        return self._stage.stores.delete(letter.raw)
+        self._stage.stores.delete(letter.raw)
+        return True
