@@ -262,7 +262,8 @@ class ConsentList:
     def __init__(
         self, table: Table, keys: Keys, brand: str, announce: Callable[..., None] | None = None
     ) -> None:
-        """`announce`: who hears of each event that takes effect (Events.consented)."""
+        """`announce`: who hears of each event that is to take effect (Events.consented). It may be
+        overtaken at that moment by one that was said later: what counts is the time."""
         self._announce = announce
         self._table = table
         self._keys = keys
@@ -293,14 +294,7 @@ class ConsentList:
         before goes to `earlier`, in the same write. The number is kept for as long as it is opted
         out: whoever moves away has to take the list along, and its keys are hashes.
         """
-        effective = self._record(number, event, at, words=words, source=source, id_=id_)
-        self._tell(number, event, id_)
-        return effective
-
-    def _record(
-        self, number: str, event: ConsentEvent, at: float, *, words: str, source: str, id_: str
-    ) -> bool:
-        said = {"event": event, "at": at, "words": words[:160], "source": source, "id": id_}
+        said = {"event": event, "at": at, "words": words[:160], "source": source}
         key = self.key(number)
         there = self._table.get(key)
         while takes_effect(
@@ -313,26 +307,19 @@ class ConsentList:
             again = there is not None and there["event"] == event
             entry = {
                 **said,
+                "id": id_,
                 "since_id": there.get("since_id", "") if there is not None and again else id_,
                 "number": number if event == "stop" else "",
                 "earlier": before[1 - KEPT :],
                 "dropped": (there or {}).get("dropped", 0) + max(0, len(before) + 1 - KEPT),
             }
+            if self._announce is not None:
+                # Before it is so: whoever dies in between may not come back to say it.
+                self._announce(number, **said, id_=id_)
             there = self._replace(key, there, entry)
             if there is None:
                 return True
         return False
-
-    def _tell(self, number: str, event: ConsentEvent, id_: str) -> None:
-        """Announces an event that took effect, now or before: whoever wrote it may have died
-        before this."""
-        if self._announce is None:
-            return
-        said = [one for one in events_of(self.find(number)) if one["event"] == event]
-        for one in [one for one in said if one["id"] == id_][-1:]:
-            self._announce(
-                number, event, one["at"], words=one["words"], source=one["source"], id_=id_
-            )
 
     def knows(self, number: str, event: ConsentEvent, at: float, id_: str) -> bool:
         """Whether recording this event would change nothing: it is there, or what beats it is."""

@@ -139,7 +139,7 @@ class Processing:
         news = {
             record: line
             for record, line in done.items()
-            if line and line.get("from") and record.envelope and record.envelope.kind == "inbound"
+            if line and "from" in line and record.envelope and record.envelope.kind == "inbound"
         }
         if news:
             batch.all_or_none(lambda: self._events.received(news.values()), list(news))

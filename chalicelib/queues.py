@@ -23,7 +23,7 @@ from chalicelib.messages import (
     OutgoingMessage,
     parse_reference,
 )
-from chalicelib.runtime import Runtime
+from chalicelib.runtime import NotReady, Runtime
 
 T = TypeVar("T")
 Kind = Literal[
@@ -49,7 +49,7 @@ _END_OF_TIME = 1e11  # unix seconds that a date can be made of
 _CONVERSATION = re.compile(r"([0-9a-f]{24})?", re.ASCII)
 
 
-class QueueRefused(Exception):
+class QueueRefused(NotReady):
     """SQS took the call and refused a message in it."""
 
 

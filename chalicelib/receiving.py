@@ -36,7 +36,7 @@ from chalicelib.messages import (
 from chalicelib.observing import count, log
 from chalicelib.providers import provider_named
 from chalicelib.providers.base import PayloadError, Provider, SignatureError, UnknownProvider
-from chalicelib.queues import LARGEST_BODY, OUTBOUND, PROCESSING, Envelope, QueueRefused, Queues
+from chalicelib.queues import LARGEST_BODY, OUTBOUND, PROCESSING, Envelope, Queues
 from chalicelib.runtime import NotReady, Runtime, is_transient
 from chalicelib.table import Table
 from chalicelib.text import LONGEST
@@ -401,7 +401,7 @@ def _is_address(url: str) -> bool:
 
 def _try_again(error: Exception, provider: str, ids: str = "") -> Response:
     """For a fault of ours: the caller is to come again."""
-    known = isinstance(error, QueueRefused) or is_transient(error)
+    known = is_transient(error)
     count("Faults", provider=provider, reason="store" if known else "unexpected", id=ids)
     if not known:
         count("UnexpectedErrors", id=ids)

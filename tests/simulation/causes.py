@@ -239,7 +239,8 @@ class Causes:
             true = "conflict" in task.notes
         elif what == "transient":
             lacks = detail in ("NotReady", "SecretError") and self._may_lack
-            true = lacks or _knows(task, "failed", began)
+            partly = detail == "QueueRefused"  # (which is no failure of a call)
+            true = lacks or partly or _knows(task, "failed", began)
             self._is_written_in_time(task, item)
         elif what == "no_time_left":
             true = root.notes["deadline"] - now < ENOUGH

@@ -100,5 +100,5 @@ def _alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
     what its provider calls it may have been learnt in between."""
     if set(one) != set(other):
         return False
-    loose = ("received_at", "sent_at", "parts", "provider_id", "occurred_at")
+    loose = ("received_at", "sent_at", "parts", "provider_id", "occurred_at", "at")
     return all(one[name] == other[name] for name in one if name not in loose)

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 from boto3.dynamodb.types import TypeDeserializer
 
-from chalicelib.consent import KEPT
+from chalicelib.consent import KEPT, events_of
 from chalicelib.messages import STATUS_RANK
 from tests.simulation import outside
 from tests.simulation.functions import Mapping
