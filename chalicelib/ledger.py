@@ -264,8 +264,11 @@ class Ledger:
             self._table.update(
                 _key(reply.id), update, condition=condition, names=names, values=values
             )
-        except Conflict:
-            raise Busy from None
+        except Conflict as conflict:
+            there = _there(conflict)
+            # (Its own write, of which the answer was lost.)
+            if (there.not_before, there.has_slot) != (until, slot) or there.outcome:
+                raise Busy from None
 
     def claim(
         self,

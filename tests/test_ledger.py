@@ -488,6 +488,23 @@ def test_a_failed_part_ends_the_reply(ledger: Ledger) -> None:
 # --- answers that were lost --------------------------------------------------------------------
 
 
+def test_a_wait_whose_answer_was_lost_is_recognised(runtime: FakeRuntime, ledger: Ledger) -> None:
+    drafted = draft(opened(ledger), words())
+    for _ in range(2):
+        ledger.wait(drafted, NOW + 50, slot=True)
+    there = ledger.find(drafted.id)
+    assert there is not None
+    assert (there.not_before, there.has_slot, there.waited) == (NOW + 50, True, 50)
+    # Another's is not ours,
+    for until, slot in ((NOW + 60, True), (NOW + 50, False)):
+        with pytest.raises(Busy):
+            ledger.wait(drafted, until, slot=slot)
+    # ... nor is anybody to wait whose reply has ended.
+    ledger.close(there, "expired")
+    with pytest.raises(Busy):
+        ledger.wait(drafted, NOW + 50, slot=True)
+
+
 ONCE = ("open", "words", "close", *tuple(STEPS)[: -len(SETTLING)])
 
 

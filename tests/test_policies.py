@@ -67,9 +67,10 @@ ALLOWED: Mapping[str, Mapping[str, set[str]]] = {
     },
     "process": {
         "logs": LOG,
-        "processing": CONSUME,
+        "processing": CONSUME | {"sqs:SendMessage"},
         "outbound": PUT,
         "processing-dlq": PUT,
+        "bus": {"events:PutEvents"},
         "table": KEEP | {"dynamodb:Query"},
         "messages": {"s3:PutObject"},
         "quarantine": {"s3:PutObject"},
@@ -95,6 +96,7 @@ def resource(name: str, function: str, stage: str) -> str:
         "outbound": f"arn:aws:sqs:*:*:spillway-{stage}-outbound.fifo",
         "processing-dlq": f"arn:aws:sqs:*:*:spillway-{stage}-processing-dlq",
         "outbound-dlq": f"arn:aws:sqs:*:*:spillway-{stage}-outbound-dlq.fifo",
+        "bus": f"arn:aws:events:*:*:event-bus/spillway-{stage}",
         "table": f"arn:aws:dynamodb:*:*:table/spillway-{stage}",
         "messages": f"{archive}/messages/*",
         "quarantine": f"{archive}/quarantine/*",
@@ -110,7 +112,7 @@ def secrets(function: str, stage: str) -> list[str]:
     providers = variables.get("PROVIDERS", ",".join(CARRIERS)).split(",")
     return [
         f"arn:aws:secretsmanager:*:*:secret:spillway/{stage}/{name}-??????"
-        for name in ("keys", *providers)
+        for name in ("keys", *(["events"] if function == "process" else []), *providers)
     ]
 
 
@@ -164,6 +166,9 @@ def pairs(service: str, operation: str, arguments: Mapping[str, Any]) -> list[Pa
         return [(action, f"arn:aws:s3:::{arguments['Bucket']}/{arguments['Key']}")]
     if service == "secretsmanager":
         return [(action, f"arn:aws:secretsmanager:{here}:secret:{arguments['SecretId']}-a1B2c3")]
+    if service == "events":
+        buses = [entry["EventBusName"] for entry in arguments["Entries"]]
+        return [(action, f"arn:aws:events:{here}:event-bus/{name}") for name in buses]
     raise NotImplementedError(service)
 
 

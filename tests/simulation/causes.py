@@ -259,7 +259,7 @@ class Causes:
         elif what == "claimed":
             true = "sending" in states or now - self._sent.get(id_, 0.0) < 3 or frozen
         elif what == "events":
-            true = _knows(task, f"{HOST} failed", began) or detail == "failing"
+            true = _knows(task, f"{HOST} failed", began) or detail in ("failing", "InternalFailure")
         elif what == "pacing":
             true = bool(self.held_back.pace_of(item.get("ours", {}).get("S", "")))
         elif what == "quiet_hours":

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import hmac
 import json
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -17,14 +18,39 @@ from tests.simulation.runtime import Cloud
 from tests.simulation.world import Violation
 
 HOST = "events.example.com"
+BUS = "spillway-test"
 KEY = base64.b64encode(b"a signing key of the simulation.").decode()
 SECRET = {"signing_secrets": [f"whsec_{KEY}"]}
 _HEARD = 0.3  # of the seeds
 
 
-def hears(seed: int) -> bool:
-    """Whether anybody is to hear. (Drawn apart, so that no other seed is another story for it.)"""
-    return Random(f"{seed} is heard").random() < _HEARD
+def settings(seed: int) -> dict[str, str]:
+    """How anybody is to hear, if anybody is. (Drawn apart, so that no other seed is another story
+    for it.)"""
+    random = Random(f"{seed} is heard")
+    if random.random() > _HEARD:
+        return {}
+    return random.choice(({"EVENTS_URL": f"https://{HOST}/"}, {"EVENT_BUS": BUS}))
+
+
+class Bus:
+    """EventBridge, as far as it is used: it takes an event, or not."""
+
+    def __init__(self, random: Random, fails: float) -> None:
+        self._random, self._fails = random, fails
+        self.hear: Callable[[dict[str, Any]], None] = lambda event: None
+
+    def put_events(self, *, Entries: list[dict[str, Any]]) -> dict[str, Any]:
+        (entry,) = Entries
+        if self._random.random() < self._fails:
+            return {"FailedEntryCount": 1, "Entries": [{"ErrorCode": "InternalFailure"}]}
+        event = json.loads(entry["Detail"])
+        if (entry["EventBusName"], entry["Source"]) != (BUS, "spillway.test"):
+            raise Violation("what is heard is true", str(entry))
+        if entry["DetailType"] != event["type"]:
+            raise Violation("what is heard is true", str(entry))
+        self.hear(event)
+        return {"FailedEntryCount": 0, "Entries": [{"EventId": "1"}]}
 
 
 class Hearing:
@@ -32,17 +58,19 @@ class Hearing:
 
     def __init__(self, cloud: Cloud, out: Outside) -> None:
         self._out = out
+        cloud.stores["events"].hear = self._understand
         self._heard: dict[str, dict[str, Any]] = {}
         before = cloud.network
 
         def network(task: Any, request: httpx.Request) -> httpx.Response:
             if request.url.host == HOST:
-                return self._hear(request)
+                self._hear(request)
+                return httpx.Response(204)
             return before(task, request)
 
         cloud.network = network
 
-    def _hear(self, request: httpx.Request) -> httpx.Response:
+    def _hear(self, request: httpx.Request) -> None:
         id_, at = request.headers["webhook-id"], request.headers["webhook-timestamp"]
         signed = f"{id_}.{at}.".encode() + request.content
         digest = hmac.new(base64.b64decode(KEY), signed, hashlib.sha256).digest()
@@ -51,6 +79,10 @@ class Hearing:
         event = json.loads(request.content)
         if event["id"] != id_:
             raise Violation("an event is signed", f"{id_}: it says {event['id']}")
+        self._understand(event)
+
+    def _understand(self, event: dict[str, Any]) -> None:
+        id_ = event["id"]
         data = {name: value for name, value in event["data"].items() if name != "lookups"}
         there = self._heard.setdefault(id_, {"type": event["type"], "data": data})
         if not _alike(there["data"], data):
@@ -59,7 +91,6 @@ class Hearing:
             text = self._out.texts[data["id"]]
             if data["from"] != text.person or data["to"] != text.ours:
                 raise Violation("what is heard is true", text.name, (data["id"],))
-        return httpx.Response(204)
 
     def stored(self, id_: str) -> None:
         """This text is in the table."""

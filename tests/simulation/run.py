@@ -126,11 +126,13 @@ class Simulation:
             )
         secrets = {**SECRETS, "telnyx": {"api_key": "key", "public_keys": [TelnyxKey.public]}}
         secrets["events"] = hearing.SECRET
+        self.heard = hearing.settings(seed)
         self.rules = traffic.Rules() if calm else traffic.rules(seed, START, story.end)
         stores = {
             "sqs": self.sqs,
             "dynamodb": DynamoDb(lambda: world.now),
             "s3": S3(),
+            "events": hearing.Bus(Random(f"{seed} has a bus"), 0.0 if calm else 0.02),
             "secretsmanager": Secrets({f"spillway/test/{n}": s for n, s in secrets.items()}),
         }
         self.cloud = Cloud(world, faults, stores)
@@ -144,7 +146,6 @@ class Simulation:
         sender = Function(self.cloud, "sender", self._sender, 60.0, story.overtime)
         self.door = Door(self.cloud, receiver)
         self.outside = Outside(self.cloud, self.door)
-        self.heard = hearing.hears(seed)
         self.hearing = hearing.Hearing(self.cloud, self.outside)
         self.invariants = Invariants(self.cloud, self.outside, "default")
         self.mappings = {
@@ -317,7 +318,7 @@ class Simulation:
             LOOP_LIMIT=str(self.story.loop_limit),
             REPLY_MAX_AGE=str(self.story.reply_max_age),
             LOOKUP_MAX_AGE=str(self.story.lookup_max_age),
-            EVENTS_URL=f"https://{hearing.HOST}/" if self.heard else "",
+            **self.heard,
             **self.rules.settings(numbers),
         )
 

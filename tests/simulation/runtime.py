@@ -25,6 +25,7 @@ _THROTTLES = {
     "dynamodb": "ProvisionedThroughputExceededException",
     "s3": "SlowDown",
     "secretsmanager": "ThrottlingException",
+    "events": "ThrottlingException",
 }
 
 # What an answer says of the next page, and how that is asked for.
