@@ -41,7 +41,8 @@ Type = Literal["message.received", "reply.ended", "receipt.received", "consent.c
 ANSWERING = 10.0
 # Seconds that publishing may take, whichever way.
 PUBLISHING = at_most(ANSWERING)
-# Seconds for which this environment asks nobody who has just failed.
+# After so many failures in a row this environment leaves who failed alone, for so many seconds.
+FAILURES = 3
 PATIENCE = 15.0
 # What of a stored line an event has: all but what only we can use.
 _OF_A_LINE = (
@@ -166,6 +167,7 @@ class Publisher:
         self._stage = settings.stage
         self._bus = settings.event_bus
         self._url = settings.events_url
+        self._failures = 0
         self._not_before = 0.0
 
     def publish(self, envelope: Envelope) -> None:
@@ -185,6 +187,7 @@ class Publisher:
             # The settings changed since: nobody is to hear of it any more.
             log("INFO", "event_dropped", id=envelope.log_id)
             return
+        self._failures = 0
         count("Published", reason=event["type"], id=envelope.log_id)
 
     def _put(self, event: Mapping[str, Any]) -> None:
@@ -227,8 +230,11 @@ class Publisher:
                 self._failed(str(answer.status_code), retry_after(answer))
 
     def _failed(self, why: str, after: float | None) -> None:
-        """It comes again, and so do the others, who would fail as well."""
-        self._not_before = self._runtime.now() + PATIENCE
+        """It comes again; and so do the others, if they would fail as well. (One that is refused
+        every time must not hold them up: whoever took another is well.)"""
+        self._failures += 1
+        if self._failures >= FAILURES:
+            self._not_before = self._runtime.now() + PATIENCE
         raise Defer(f"events: {why}", after)
 
     def _signing_secrets(self) -> list[bytes]:

@@ -71,6 +71,9 @@ GOOD: list[tuple[str, str, Any]] = [
         {"line": "http://127.0.0.1:1/x"},
     ),
     ("LOOKUP_MAX_AGE", "43200", 43_200.0),
+    ("EVENT_BUS", "", ""),
+    ("EVENT_BUS", "spillway-prod", "spillway-prod"),
+    ("EVENTS_URL", "https://hooks.example.com/x", "https://hooks.example.com/x"),
     ("STOP_TEXT", "Good-bye.", "Good-bye."),
     ("HELP_TEXT", "Ask.", "Ask."),
     ("UNKNOWN_SENDS", "hold", "hold"),
@@ -147,6 +150,8 @@ BAD: list[tuple[str, str, str]] = [
     ("SEND_ONLY_TO", "+1*5", "asterisk"),
     ("SEND_ONLY_TO", "FILL IN: heron", "asterisk"),
     ("SEND_TO_COUNTRIES", "usa", "two-letter"),
+    ("EVENT_BUS", "the heron's bus", "e.g. spillway-prod"),
+    ("EVENTS_URL", "hooks.heron.example", "http or https"),
     ("SEND_TO_COUNTRIES", "us", "two-letter"),
     ("REPLY_API_URL", "replies.heron.example/v1", "http or https"),
     ("REPLY_API_URL", "https://", "http or https"),
@@ -233,6 +238,11 @@ def test_the_receiver_knows_the_provider_of_each_of_our_numbers() -> None:
     assert load(environ("receiver", NUMBERS=numbers, PROVIDERS="telnyx,twilio")).numbers
     with pytest.raises(SettingError, match=r"^NUMBERS: [a-zA-Z ;]*$"):
         load(environ("receiver", NUMBERS=numbers, PROVIDERS="twilio"))
+
+
+def test_events_go_to_one_of_both() -> None:
+    with pytest.raises(SettingError, match=r"^EVENTS_URL: set beside EVENT_BUS"):
+        load(environ("sender", EVENT_BUS="spillway-prod", EVENTS_URL="https://h.example.com"))
 
 
 @pytest.mark.parametrize("function", ["", "recieve", "RECEIVER"])

@@ -6,18 +6,21 @@ import base64
 import hashlib
 import hmac
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import cycle
 from typing import Any
 
 import httpx
 import pytest
 
 from chalicelib.batches import Defer, GiveUp
-from chalicelib.events import PATIENCE, Events, Publisher
+from chalicelib.events import FAILURES, PATIENCE, Events, Publisher
 from chalicelib.ledger import reply_of
 from chalicelib.messages import DeliveryReceipt
 from chalicelib.queues import PROCESSING, Envelope, Queues
 from chalicelib.vault import SecretError, Vault
+from spillway.aws import Aws, of_emulator
+from tests import emulated
 from tests.fakes import NOW, OURS, THEIRS, FakeRuntime, aws_error, settings
 
 pytestmark = pytest.mark.usefixtures("says_nothing")
@@ -287,18 +290,28 @@ def test_what_is_not_taken_comes_again(
 
     runtime = world(respond)
     event, one = event_of(runtime), publisher(runtime)
-    with pytest.raises(Defer) as raised:
-        one.publish(event)
-    assert (raised.value.reason, raised.value.after) == (why, after)
-    # Nobody else is sent after it, for a while.
+    for _ in range(FAILURES):
+        with pytest.raises(Defer) as raised:
+            one.publish(event)
+        assert (raised.value.reason, raised.value.after) == (why, after)
+    # Nobody else is sent after these, for a while.
     with pytest.raises(Defer, match="events: failing") as raised:
         one.publish(event)
     assert raised.value.after == PATIENCE * 1.5
-    assert len(runtime.requests) == 1
+    assert len(runtime.requests) == FAILURES
     runtime.clock += PATIENCE
-    with pytest.raises(Defer):
+    with pytest.raises(Defer, match=why):
         one.publish(event)
-    assert len(runtime.requests) == 2
+
+
+def test_one_that_is_refused_every_time_holds_up_nobody() -> None:
+    answers = cycle((400, 204))
+    runtime = world(lambda request: httpx.Response(next(answers)))
+    event, one = event_of(runtime), publisher(runtime)
+    for _ in range(2 * FAILURES):
+        with pytest.raises(Defer, match="events: 400"):
+            one.publish(event)
+        one.publish(event)
 
 
 @pytest.mark.parametrize(
@@ -364,6 +377,34 @@ def test_what_the_bus_refuses_comes_again() -> None:
     )
     with pytest.raises(Defer, match="events: ThrottlingException"):
         publisher(runtime, EVENT_BUS="spillway-test").publish(event_of(runtime))
+
+
+@pytest.fixture(scope="module")
+def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aws]:
+    with emulated.ministack(tmp_path_factory.mktemp("ministack")) as endpoint:
+        account = of_emulator(endpoint)
+        yield account
+        account.close()
+
+
+def test_a_rule_of_the_bus_gets_what_was_put_there(aws: Aws) -> None:
+    # GIVEN a bus, and a rule that sends what is received to a queue of the business's own
+    bus, sqs = aws.client("events"), aws.client("sqs")
+    bus.create_event_bus(Name="spillway-test")
+    url = sqs.create_queue(QueueName="theirs")["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]
+    pattern = {"source": ["spillway.test"], "detail-type": ["message.received"]}
+    rule = {"Rule": "texts", "EventBusName": "spillway-test"}
+    bus.put_rule(Name="texts", EventBusName="spillway-test", EventPattern=json.dumps(pattern))
+    bus.put_targets(**rule, Targets=[{"Id": "1", "Arn": arn["QueueArn"]}])
+    # WHEN something is published
+    runtime = world()
+    runtime.__dict__["events"] = bus
+    event = event_of(runtime)
+    publisher(runtime, EVENT_BUS="spillway-test").publish(event)
+    # THEN the queue has it
+    (message,) = sqs.receive_message(QueueUrl=url, WaitTimeSeconds=5)["Messages"]
+    assert json.loads(message["Body"])["detail"] == event.payload
 
 
 def test_a_bus_that_fails_is_waited_for() -> None:

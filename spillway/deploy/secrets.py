@@ -1,4 +1,5 @@
-"""`spillway secret`: a provider's secrets, in Secrets Manager, typed in and never shown.
+"""`spillway secret`: a provider's secrets, in Secrets Manager, typed in and never shown; and the
+keys that events are signed with.
 
 One JSON object a provider, `spillway/{stage}/{provider}`. What rotates is a list, the newest first:
 signatures are verified with each, and requests are made with the first. The functions keep what
@@ -8,11 +9,12 @@ deployment and no pause.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -27,13 +29,24 @@ from spillway.stage import StageOption, stage_named
 @dataclass(frozen=True, slots=True)
 class Field:
     """One entry of a provider's secret. `pattern`: what it must look like; `rotates`: whether it
-    is a list, the newest first; `made`: whether it is ours to make."""
+    is a list, the newest first; `make` makes one that is ours to make; `shown`: whether somebody
+    else has to have it, too."""
 
     name: str
     what: str
     pattern: str
     rotates: bool = False
-    made: bool = False
+    make: Callable[[], str] | None = None
+    shown: bool = False
+
+
+def _key() -> str:
+    return secrets.token_hex(32)
+
+
+def _signing_key() -> str:
+    """https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md"""
+    return f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
 
 
 # https://www.twilio.com/docs/iam/api/authtoken and
@@ -47,10 +60,23 @@ FIELDS: Mapping[str, tuple[Field, ...]] = {
         Field("api_key", "API key", r"KEY[!-~]{10,}"),
         Field("public_keys", "Public key", r"[A-Za-z0-9+/]{43}=", rotates=True),
     ),
-    "sandbox": (Field("keys", "Key", r"[0-9a-f]{64}", rotates=True, made=True),),
+    "sandbox": (Field("keys", "Key", r"[0-9a-f]{64}", rotates=True, make=_key),),
+    # No provider: what call-backs to EVENTS_URL are signed with (docs/EVENTS.md).
+    "events": (
+        Field(
+            "signing_secrets",
+            "Signing key",
+            r"whsec_[A-Za-z0-9+/]{32,88}={0,2}",
+            rotates=True,
+            make=_signing_key,
+            shown=True,
+        ),
+    ),
 }
 
-app = typer.Typer(no_args_is_help=True, help="A provider's secrets: set, rotate.")
+app = typer.Typer(
+    no_args_is_help=True, help="A provider's secrets, and those of events: set, rotate."
+)
 
 ProviderArgument = Annotated[
     str, typer.Argument(metavar="PROVIDER", help=f"One of {', '.join(FIELDS)}.")
@@ -146,8 +172,14 @@ def _fields(provider: str) -> tuple[Field, ...]:
 
 
 def _ask(field: Field) -> str:
-    if field.made:
-        return secrets.token_hex(32)
+    if field.make is not None:
+        made = field.make()
+        if field.shown:
+            Console(highlight=False).print(
+                f"{field.what}, for whoever verifies with it; it is not shown again: {made}",
+                soft_wrap=True,
+            )
+        return made
     value: str = typer.prompt(field.what, hide_input=True)
     return value.strip()
 

@@ -75,9 +75,8 @@ class Environments:
             "CREDENTIAL_HASHES": self.keys.credential_hashes(),
             "PROVIDERS": "twilio,telnyx",
             "NUMBERS": "+14155550123=twilio,+14155550199=telnyx",
-            # The simulated providers write to nobody.
-            "SEND_ONLY_TO": "*",
-            "SEND_TO_COUNTRIES": "*",
+            # The simulated providers write to nobody; of a real one somebody has to say to whom.
+            **({} if self._is_real() else {"SEND_ONLY_TO": "*", "SEND_TO_COUNTRIES": "*"}),
             "REPLY_API_URL": f"{self._outside('reply')}/sample/reply",
             "LOOKUP_URLS": json.dumps(
                 {
@@ -108,7 +107,7 @@ class Environments:
             # A provider calls, and signs, the address that the receiver takes for its own.
             "webhook": settings["PUBLIC_URL"],
             "credentials": {"twilio": self.keys.credentials["twilio"]},
-            "secrets": self.keys.secrets,
+            "secrets": {name: self.keys.secrets[name] for name in ("twilio", "telnyx")},
             "gates": dict(self.ports.gates),
         }
         return {**self._shell(), "SIMULATOR": json.dumps(config), "SPILLWAY_PARENT_PIPE": "1"}
@@ -161,6 +160,10 @@ class Environments:
             "secrets": self.keys.secrets,
             "pids": pids,
         }
+
+    def _is_real(self) -> bool:
+        """Whether somebody put a real provider in the place of a simulated one."""
+        return not {"TWILIO_API_URL", "TELNYX_API_URL"}.isdisjoint(self.caller)
 
     def _configured(self, child: str) -> dict[str, str]:
         return project.variables(self.project, STAGE, FUNCTIONS[child])

@@ -95,6 +95,8 @@ def _made() -> Keys:
                 "public_keys": [_text(key.public_key().public_bytes_raw())],
                 "private_key": _text(key.private_bytes_raw()),
             },
+            # (Of no provider: what EVENTS_URL is called with.)
+            "events": {"signing_secrets": [f"whsec_{_text(secrets.token_bytes(32))}"]},
         },
     )
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 from chalicelib.providers import NAMES
 from spillway.aws import Aws
+from spillway.deploy import secrets
 from spillway.deploy.secrets import FIELDS, app, check
 from spillway.problem import Problem
 from tests import emulated
@@ -64,6 +65,18 @@ def test_a_rotation_has_both_until_it_is_ended(aws: Aws) -> None:
     assert rotate(typed=OLD) == [OLD, NEWER]
 
 
+def test_a_signing_key_is_made_and_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
+    (field,) = FIELDS["events"]
+    made = {secrets._ask(field) for _ in range(3)}
+    assert len(made) == 3
+    check("events", {"signing_secrets": sorted(made)})
+    shown = capsys.readouterr().out
+    assert all(shown.count(one) == 1 for one in made)
+    # The other that is ours to make is nobody else's.
+    secrets._ask(FIELDS["sandbox"][0])
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize("arguments", [("rotate", "twilio"), ("rotate", "twilio", "--drop-old")])
 def test_what_was_never_set_cannot_be_rotated(arguments: tuple[str, ...]) -> None:
     result = spillway(*arguments, "--stage", "never", typed=NEW)
@@ -107,9 +120,10 @@ def test_what_is_no_object_is_refused(typed: str) -> None:
 
 
 def test_every_provider_has_its_fields_and_those_of_the_tests_pass() -> None:
-    assert set(FIELDS) == set(NAMES)
+    assert set(FIELDS) == {*NAMES, "events"}
     check("twilio", {**SECRETS["twilio"], "account_sid": ACCOUNT, "auth_tokens": [OLD]})
     check("telnyx", {"api_key": "KEY0123456789", "public_keys": ["A" * 43 + "="]})
     check("sandbox", {"keys": ["0" * 64]})
+    check("events", {"signing_secrets": ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"]})
     for fields in FIELDS.values():
         assert sum(field.rotates for field in fields) == 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import hmac
 import json
 import subprocess
 import sys
@@ -10,7 +12,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -19,11 +24,40 @@ from chalicelib.messages import Keys
 from spillway.simulator import twilio
 from tests.e2e.stack import PROJECT, Stack, free_port, running, until
 
+HEARD: list[tuple[dict[str, str], bytes]] = []
+
+
+class Business(BaseHTTPRequestHandler):
+    """The business's own system: it takes events, but for the first two."""
+
+    refused = count()
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        taken = next(self.refused) >= 2
+        self.send_response(204 if taken else 503)
+        self.end_headers()
+        if taken:
+            HEARD.append(({name.lower(): value for name, value in self.headers.items()}, body))
+
+    def log_message(self, *_: object) -> None:
+        """Nothing is said."""
+
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with running(tmp_path_factory.mktemp("spillway")) as stack:
-        yield stack
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Business)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/events"
+        folder = tmp_path_factory.mktemp("spillway")
+        with running(folder, variables={"EVENTS_URL": url}) as stack:
+            yield stack
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def spillway(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -326,3 +360,34 @@ def test_chalice_local_alone_serves_webhooks(stack: Stack) -> None:
     finally:
         process.terminate()
         process.wait(timeout=20)
+
+
+def test_the_business_hears_of_it(stack: Stack) -> None:
+    # GIVEN a text that is answered, and a STOP
+    words, sender = "does the business hear?", "+14155550166"
+    stack.inbound(words, sender=sender)
+    until(lambda: words in stack.answers(), 20)
+    stack.inbound("STOP", sender=sender)
+
+    # THEN its own system hears of both, of the answer and its receipts, though it failed at first
+    def heard() -> list[dict[str, Any]]:
+        events = [json.loads(body) for _, body in HEARD]
+        return [one for one in events if sender in json.dumps(one)]
+
+    def types() -> set[str]:
+        return {one["type"] for one in heard()}
+
+    until(lambda: types() >= {"message.received", "reply.ended", "consent.changed"}, 60)
+    (text,) = {one["data"]["id"] for one in heard() if one["data"].get("text") == words}
+    (ended,) = [one["data"] for one in heard() if one["id"] == f"reply.ended.{text}"]
+    assert (ended["outcome"], ended["parts"][0]["text"]) == ("sent", words)
+    until(lambda: any(f"receipt.received.{text}-1.delivered" in str(b) for _, b in HEARD), 60)
+    (stop,) = {one["id"]: one["data"] for one in heard() if "consent" in one["id"]}.values()
+    assert (stop["number"], stop["event"], stop["words"]) == (sender, "stop", "STOP")
+    # AND each is signed with the stage's key
+    (secret,) = stack.local["secrets"]["events"]["signing_secrets"]
+    key = base64.b64decode(secret.removeprefix("whsec_"))
+    for headers, body in HEARD:
+        signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+        digest = base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
+        assert headers["webhook-signature"] == f"v1,{digest}"

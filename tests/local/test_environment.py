@@ -65,6 +65,10 @@ def environments(project: Path, keys: Keys, **caller: str) -> Environments:
         ("outbound", {}, "BRAND", "of the sender"),
         ("outbound", {}, "SPILLWAY_FUNCTION", "sender"),
         # what the run generates goes before it
+        ("outbound", {}, "SEND_ONLY_TO", "*"),
+        # A real provider writes to real people.
+        ("outbound", {"TWILIO_API_URL": ""}, "SEND_ONLY_TO", ""),
+        ("outbound", {"TWILIO_API_URL": "", "SEND_ONLY_TO": "+1"}, "SEND_ONLY_TO", "+1"),
         ("outbound", {}, "NUMBERS", "+14155550123=twilio,+14155550199=telnyx"),
         ("outbound", {}, "TWILIO_API_URL", "http://127.0.0.1:8081/provider/twilio"),
         ("outbound", {}, "REPORT_BATCH_ITEM_FAILURES", "true"),
@@ -127,7 +131,7 @@ def test_only_the_way_to_the_webhook_and_its_keys_reach_the_simulator(
     assert json.loads(environment["SIMULATOR"]) == {
         "webhook": "http://127.0.0.1:9",
         "credentials": {"twilio": keys.credentials["twilio"]},
-        "secrets": keys.secrets,
+        "secrets": {name: keys.secrets[name] for name in ("twilio", "telnyx")},
         "gates": {},
     }
     assert not any(name.startswith("AWS_") for name in environment)

@@ -47,7 +47,7 @@ def test_the_authorizer_gets_hashes_and_the_functions_no_signing_key(path: Path)
         for principal, credential in keys.credentials.items()
     }
     stored = keys.stored()
-    assert set(stored) == {"keys", "twilio", "telnyx"}
+    assert set(stored) == {"keys", "twilio", "telnyx", "events"}
     assert set(stored["telnyx"]) == {"api_key", "public_keys"}
     assert stored["keys"] == {"hash_key": keys.hash_key}
 
