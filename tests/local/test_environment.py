@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from chalicelib.config import SettingError
+from chalicelib.config import load as settings_of
 from spillway.local import emulator
 from spillway.local.environment import Environments
 from spillway.local.keys import Keys, load
@@ -67,7 +69,6 @@ def environments(project: Path, keys: Keys, **caller: str) -> Environments:
         # what the run generates goes before it
         ("outbound", {}, "SEND_ONLY_TO", "*"),
         # A real provider writes to real people.
-        ("outbound", {"TWILIO_API_URL": ""}, "SEND_ONLY_TO", ""),
         ("outbound", {"TWILIO_API_URL": "", "SEND_ONLY_TO": "+1"}, "SEND_ONLY_TO", "+1"),
         ("outbound", {}, "NUMBERS", "+14155550123=twilio,+14155550199=telnyx"),
         ("outbound", {}, "TWILIO_API_URL", "http://127.0.0.1:8081/provider/twilio"),
@@ -122,6 +123,15 @@ def test_the_callers_aws_reaches_no_child(project: Path, keys: Keys, variable: s
     made = environments(project, keys, **{variable: "mine"})
     for environment in (made.function("webhook"), made.function("outbound"), made.simulator()):
         assert variable not in environment
+
+
+def test_of_a_real_provider_somebody_has_to_say_to_whom_it_writes(
+    project: Path, keys: Keys
+) -> None:
+    real = environments(project, keys, TELNYX_API_URL="").settings("outbound")
+    assert not {"SEND_ONLY_TO", "SEND_TO_COUNTRIES"} & set(real)
+    with pytest.raises(SettingError, match="SEND_ONLY_TO: not set"):
+        settings_of(real)
 
 
 def test_only_the_way_to_the_webhook_and_its_keys_reach_the_simulator(
