@@ -165,7 +165,7 @@ class Deployment:
         self.notes += package_.fit(template, account, self._reserved())
         providers = settings["api_handler"].providers
         self._app_stack(app, data, package, template, alarm_email, providers)
-        self._look_for_secrets(providers)
+        self._look_for_secrets(providers, events=bool(settings["process"].events_url))
         base = settings["api_handler"].public_url or app.outputs().get("EndpointURL", "")
         entries = instructions(base.rstrip("/"), providers)
         self._conclude(entries, time.monotonic() - began)
@@ -333,7 +333,12 @@ class Deployment:
                 )
             time.sleep(self.pause)
 
-    def _look_for_secrets(self, providers: Sequence[str]) -> None:
+    def _look_for_secrets(self, providers: Sequence[str], *, events: bool) -> None:
+        if events and not self._has_secret(f"spillway/{self.stage}/events"):
+            self.notes.append(
+                "EVENTS_URL is set and there is no key to sign with, so events wait: "
+                f"spillway secret set events --stage {self.stage}"
+            )
         for provider in providers:
             if not self._has_secret(f"spillway/{self.stage}/{provider}"):
                 self.notes.append(

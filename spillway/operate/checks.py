@@ -246,10 +246,12 @@ def _challenge(stage: Stage, api: Api) -> None:
 
 
 def secrets(stage: Stage) -> Iterator[Finding]:
-    """Whether the hash key and each provider's secret are there and can be what they are."""
+    """Whether the hash key, each provider's secret and the keys for events are there and can be
+    what they are."""
     client = stage.aws.client("secretsmanager")
     providers = stage.settings("receiver").providers
-    for name in ("keys", *providers):
+    events = ["events"] if stage.settings("processing").events_url else []
+    for name in ("keys", *events, *providers):
         full = f"spillway/{stage.name}/{name}"
         try:
             value = json.loads(client.get_secret_value(SecretId=full)["SecretString"])

@@ -153,6 +153,7 @@ def write_config(project: Path, **values: str) -> None:
 
 
 def test_a_stage_is_deployed_and_deployed_again(world: World) -> None:
+    stages.set_variables(world.project, "one", EVENTS_URL="https://events.example.com/hook")
     # GIVEN an account in which nothing is, and in which API Gateway may not write logs
     # WHEN a dry run is made, THEN everything would be added, and nothing is
     dry = world.deploy("one", dry_run=True)
@@ -173,6 +174,7 @@ def test_a_stage_is_deployed_and_deployed_again(world: World) -> None:
     }
     assert all(url in world.said for url in result["webhooks"].values())
     assert [note.partition(",")[0] for note in result["notes"]] == [
+        "EVENTS_URL is set and there is no key to sign with",
         "twilio has no secret yet",
         "telnyx has no secret yet",
     ]
@@ -184,7 +186,7 @@ def test_a_stage_is_deployed_and_deployed_again(world: World) -> None:
     again = world.deploy("one")
     assert set(map(tuple, again["changes"].values())) == {()}
     assert secrets.get_secret_value(SecretId="spillway/one/keys")["SecretString"] == key
-    assert [note.partition(" ")[0] for note in again["notes"]] == ["telnyx"]
+    assert [note.partition(" ")[0] for note in again["notes"]] == ["EVENTS_URL", "telnyx"]
 
 
 def test_whoever_is_told_of_alarms_stays_told(world: World) -> None:

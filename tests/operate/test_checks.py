@@ -56,6 +56,14 @@ def test_secrets_that_are_missing_or_none(stage: Stage) -> None:
         assert "heron" not in found
 
 
+def test_events_that_are_to_be_signed_need_a_key(stage: Stage) -> None:
+    assert stage.local is not None
+    processing = {**SETTINGS, "SPILLWAY_FUNCTION": "processing", "EVENTS_URL": "https://h.example"}
+    local = {**stage.local, "settings": {**stage.local["settings"], "processing": processing}}
+    found = bad(checks.secrets(replace(stage, local=local)))
+    assert f"spillway/{NAME}/events is missing" in found
+
+
 def test_a_lost_hash_key_is_never_to_be_made_anew(stage: Stage) -> None:
     other = replace(stage, name="elsewhere")
     (keys, *_) = checks.secrets(other)
