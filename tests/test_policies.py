@@ -72,6 +72,7 @@ ALLOWED: Mapping[str, Mapping[str, set[str]]] = {
         "processing-dlq": PUT,
         "table": KEEP | {"dynamodb:Query"},
         "messages": {"s3:PutObject"},
+        "media": {"s3:PutObject"},
         "quarantine": {"s3:PutObject"},
     },
     "send": {
@@ -97,6 +98,7 @@ def resource(name: str, function: str, stage: str) -> str:
         "outbound-dlq": f"arn:aws:sqs:*:*:spillway-{stage}-outbound-dlq.fifo",
         "table": f"arn:aws:dynamodb:*:*:table/spillway-{stage}",
         "messages": f"{archive}/messages/*",
+        "media": f"{archive}/media/*",
         "quarantine": f"{archive}/quarantine/*",
     }[name]
 
