@@ -207,6 +207,8 @@ class Attachments:
                     headers={"Accept-Encoding": "identity"},
                     timeout=within(min(ANSWERING, self._left(end))),
                 ) as response:
+                    if is_api and response.status_code in (401, 403):
+                        self._look_again(provider)
                     if not response.has_redirect_location:
                         return self._body(response, medium, age, end)
                     address = urljoin(checked, response.headers["Location"])
@@ -256,6 +258,14 @@ class Attachments:
             if not is_transient(error):
                 raise
             raise _Later("credentials") from None
+
+    def _look_again(self, provider: Provider) -> None:
+        """The secret may have been rotated; the next try has it as it is now."""
+        try:
+            self._vault.refreshed(provider.name)
+        except Exception as error:
+            if not is_transient(error):
+                raise
 
 
 def _checked(address: str, provider: Provider) -> tuple[str, bool]:

@@ -502,6 +502,21 @@ def test_for_want_of_credentials_no_text_is_held_longer(world: World, held: Any)
     assert world.asked() == []
 
 
+def test_a_rotated_secret_is_looked_for_before_the_next_try(world: World) -> None:
+    world.network = {API: httpx.Response(401)}
+    with pytest.raises(Defer):
+        world.keep(API)
+    fresh = {"account_sid": ACCOUNT, "auth_tokens": ["another token of a heron"]}
+    world.runtime.vault.held["twilio"] = fresh
+    world.runtime.clock += 3
+    with pytest.raises(Defer):
+        world.keep(API)
+    with pytest.raises(Defer):
+        world.keep(API)
+    credentials = [shown for _, shown in world.asked()]
+    assert credentials[0] == credentials[1] == BASIC != credentials[2]
+
+
 def test_one_of_a_provider_that_is_not_in_use_is_not_asked_for() -> None:
     world = World(PROVIDERS="telnyx", NUMBERS="")
     with pytest.raises(Defer, match=r"^media: no_provider$"):
