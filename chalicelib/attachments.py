@@ -125,9 +125,7 @@ class Attachments:
         self._runtime = runtime
         self._vault = vault
         self._archive = archive
-        self._providers = {
-            name: provider_named(name, settings.api_url(name)) for name in settings.providers
-        }
+        self._settings = settings
 
     def keep(
         self, id_: MessageId, message: InboundMessage, since: float, known: Mapping[str, Kept]
@@ -178,9 +176,10 @@ class Attachments:
         if medium.url in known:
             return known[medium.url]
         try:
-            if provider not in self._providers:
+            if provider not in self._settings.providers:
                 raise _Later("no_provider")
-            body, content_type = self._fetched(self._providers[provider], medium, age)
+            carrier = provider_named(provider, self._settings.api_url(provider))
+            body, content_type = self._fetched(carrier, medium, age)
         except _Never as never:
             return _Failure(str(never))
         except _Later as later:
