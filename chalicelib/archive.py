@@ -1,4 +1,5 @@
-"""The archive in S3: each batch of messages as one compressed object of JSON lines.
+"""The archive in S3: each batch of messages as one compressed object of JSON lines, each attachment
+as it was sent.
 
 Nothing else talks to S3. A key is made of the date and the ids, so that writing the same batch
 again writes the same object. https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html
@@ -39,11 +40,31 @@ class Archive:
         """Keeps a payload that could not be read, as JSON; returns its key."""
         text = json.dumps(payload, sort_keys=True)
         key = f"quarantine/{_day(received_at)}/{self._keys.batch([text])}.json"
-        self._put(key, text.encode(), "application/json", "")
+        self._put(key, text.encode(), "application/json")
         return key
 
-    def _put(self, key: str, body: bytes, content_type: str, encoding: str) -> None:
+    def keep_medium(self, name: str, body: bytes, content_type: str) -> str:
+        """Keeps an attachment, named by its message and its number; returns its key.
+
+        Neither date nor type is in the key: whenever it is fetched again it is the same object, and
+        a conversation's are found by how their keys begin. What a stranger sent is never shown by
+        the address of a bucket of ours: whoever opens it downloads it.
+        """
+        key = f"media/{name}"
+        self._put(key, body, content_type, disposition="attachment")
+        return key
+
+    def _put(
+        self,
+        key: str,
+        body: bytes,
+        content_type: str,
+        encoding: str = "",
+        disposition: str = "",
+    ) -> None:
         arguments: dict[str, Any] = {"ContentEncoding": encoding} if encoding else {}
+        if disposition:
+            arguments["ContentDisposition"] = disposition
         self._runtime.s3.put_object(
             Bucket=self._bucket, Key=key, Body=body, ContentType=content_type, **arguments
         )

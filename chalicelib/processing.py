@@ -3,7 +3,8 @@
 A batch goes through these steps, and a death after any of them repeats them without harm:
 
     read the table     what is stored already is done
-    each message       STOP is recorded, the text analysed, external sources asked, all validated
+    each message       STOP is recorded, the text analysed, external sources asked, attachments
+                       fetched and archived, all validated
     archive            one object for all of them; the same batch again is the same object
     store              one conditional item each, naming its object
     announce           what was stored, now or before, where the business's own systems are to hear
@@ -26,8 +27,9 @@ from typing import Any
 
 import phonenumbers
 
-from chalicelib import receipts, statements, text
+from chalicelib import attachments, receipts, statements, text
 from chalicelib.archive import Archive
+from chalicelib.attachments import Attachments
 from chalicelib.batches import Batch, Defer, GiveUp, LambdaContext, Record
 from chalicelib.config import Settings, load
 from chalicelib.consent import ConsentList, event_in
@@ -86,6 +88,7 @@ class Processing:
         self._publisher = Publisher(runtime, settings, vault)
         self._lookups = LookUps(runtime, LOOKUPS, settings.lookup_urls)
         self._archive = Archive(runtime, keys, stage=settings.stage, account=self._queues.account())
+        self._attachments = Attachments(runtime, settings, vault=vault, archive=self._archive)
 
     def handle(self, event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any] | None:
         """Lambda's SQS event in, the report of what is not done out."""
@@ -115,10 +118,14 @@ class Processing:
             for record, key in texts.items()
             if stored is not None and record.envelope and _is_done(record.envelope, stored.get(key))
         }
+        todo = [record for record in first if record not in done]
+        asking = [self._lookups.longest, *(attachments.LONGEST for one in todo if _has_media(one))]
         results = batch.each(
-            self._work,
-            [record for record in first if record not in done],
-            needs=self._lookups.longest + STORING,
+            lambda envelope, record: self._work(
+                envelope, record, stored.get(texts[record]) if stored and record in texts else None
+            ),
+            todo,
+            needs=max(asking) + STORING,
         )
         for lines in _by_object(results):
             key = batch.all_or_none(partial(self._store_in_archive, lines), list(lines))
@@ -144,7 +151,7 @@ class Processing:
         if news:
             batch.all_or_none(lambda: self._events.received(news.values()), list(news))
 
-    def _work(self, envelope: Envelope, record: Record) -> Line | None:
+    def _work(self, envelope: Envelope, record: Record, item: Item | None) -> Line | None:
         """One message as a line for the archive; None where there is nothing to keep."""
         if envelope.kind == "receipt":
             try:
@@ -167,12 +174,7 @@ class Processing:
             return None
         if not _is_message(envelope):
             raise GiveUp("unexpected_kind")
-        try:
-            return self._examine(envelope)
-        except Defer as defer:
-            if self._runtime.now() - record.sent_at <= self._settings.lookup_max_age:
-                raise
-            raise GiveUp(f"too_old: {defer.reason}") from None
+        return self._examine(envelope, record, item)
 
     def _hear(self, envelope: Envelope) -> None:
         """Records what somebody said by another way than a text. Nobody confirms it: a text about
@@ -190,7 +192,7 @@ class Processing:
             reason="effective" if effective else "",
         )
 
-    def _examine(self, envelope: Envelope) -> Line:
+    def _examine(self, envelope: Envelope, record: Record, item: Item | None) -> Line:
         message = envelope.inbound()
         body = text.normalise(message.text)
         event = message.consent_hint or event_in(body)
@@ -206,6 +208,19 @@ class Processing:
                 id_=envelope.id,
             )
         reasons = reasons_against(message, body)
+        lookups: dict[str, Any] = {}
+        media = [{"url": m.url, "content_type": m.content_type} for m in message.media]
+        if not reasons and media:
+            # Side by side: a source that is down must not outlive a picture's link.
+            found = self._runtime.together(
+                [
+                    partial(self._keep, envelope, record, message, item),
+                    partial(self._look_up, envelope, record, message, body),
+                ]
+            )
+            media, lookups = found
+        elif not reasons:
+            lookups = self._look_up(envelope, record, message, body)
         return {
             "id": envelope.id,
             "conversation": envelope.conversation,
@@ -215,7 +230,7 @@ class Processing:
             "from": message.sender,
             "to": message.recipient,
             "text": body,
-            "media": [{"url": m.url, "content_type": m.content_type} for m in message.media],
+            "media": media,
             "group": message.group,
             "sent_at": message.sent_at,
             "received_at": envelope.received_at,
@@ -224,9 +239,28 @@ class Processing:
             "keyword": event,
             "valid": not reasons,
             "reasons": reasons,
-            "lookups": {} if reasons else self._lookups.ask(envelope.id, message, body),
+            "lookups": lookups,
             "raw": message.raw,
         }
+
+    def _look_up(
+        self, envelope: Envelope, record: Record, message: InboundMessage, body: str
+    ) -> Any:
+        try:
+            return self._lookups.ask(envelope.id, message, body)
+        except Defer as defer:
+            if self._runtime.now() - record.sent_at <= self._settings.lookup_max_age:
+                raise
+            raise GiveUp(f"too_old: {defer.reason}") from None
+
+    def _keep(
+        self, envelope: Envelope, record: Record, message: InboundMessage, item: Item | None
+    ) -> Any:
+        id_ = MessageId.parse(envelope.id)
+        assert id_ is not None
+        kept = (item or {}).get("media") or ()
+        known = {str(one["url"]): dict(one) for one in kept if "key" in one}
+        return self._attachments.keep(id_, message, record.sent_at, known)
 
     def _first_received_at(self, envelope: Envelope) -> float:
         """When our door first had this message, as far as is known: this may be a duplicate that
@@ -323,6 +357,10 @@ def _of_kind(batch: Batch, kind: Kind) -> set[Record]:
         for record in batch.records
         if record.envelope is not None and record.envelope.kind == kind
     }
+
+
+def _has_media(record: Record) -> bool:
+    return record.envelope is not None and bool(record.envelope.payload.get("media"))
 
 
 def _is_message(envelope: Envelope) -> bool:

@@ -222,6 +222,10 @@ class Stores:
             return False
         return True
 
+    def remove(self, key: str) -> None:
+        """Deletes an object, if it is there."""
+        self._s3.delete_object(Bucket=self.bucket, Key=key)
+
     @cached_property
     def bucket(self) -> str:
         """The archive."""

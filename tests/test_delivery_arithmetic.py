@@ -15,13 +15,22 @@ from typing import Any
 import pytest
 from cfnlint.decode import decode
 
-from chalicelib import batches, breaker, loops, processing, receiving, sending, settling
+from chalicelib import (
+    attachments,
+    batches,
+    breaker,
+    loops,
+    processing,
+    receiving,
+    sending,
+    settling,
+)
 from chalicelib.batches import Batch
 from chalicelib.config import Settings
 from chalicelib.ledger import DAY
 from chalicelib.providers.base import REPEATABLE
 from chalicelib.queues import OUTBOUND
-from chalicelib.runtime import at_most
+from chalicelib.runtime import THREADS, at_most
 from tests.fakes import Context, FakeRuntime, settings
 from tests.pages import DOCS, ROOT, rows
 
@@ -94,6 +103,9 @@ FIRST = probes(240)
 SENDER_NEEDS = sending.CALLING + sending.WRITING
 CLAIM_NEEDS = sending.CALLING + 2 * sending.WRITING
 PROCESSING_NEEDS = at_most(LONGEST_TIME_OUT) + processing.STORING
+PICTURE_NEEDS = attachments.LONGEST + processing.STORING
+IN_MEMORY = THREADS * attachments.TOGETHER * attachments.LARGEST
+MEMORY = CONFIG["lambda_functions"]["process"]["lambda_memory_size"]
 DYING = batches.MOST_STARTS + 1
 SEEN_WITHIN = SQS_COUNTS_WITHIN + receiving.DEPTH_KEPT
 LOOKS = [f"{look / 60:.0f}" for look in settling.LOOKS]
@@ -150,6 +162,11 @@ FIGURES = {
     "Time that processing keeps for a message": (
         f"{PROCESSING_NEEDS:.0f} s of {TIME_OUT} s at most"
     ),
+    "Time that processing keeps for a message with attachments": (
+        f"{PICTURE_NEEDS:.0f} s of {TIME_OUT} s, or as much as for one without, where that is more"
+    ),
+    "Time for which a text waits for its attachments": f"{attachments.WAITS / HOUR:.0f} h",
+    "Attachments in memory at once": f"{IN_MEMORY / 1e6:.0f} MB at most, of {MEMORY}",
     "Time for which a claim holds up other senders": (
         f"{TIME_OUT + sending.LEASE_MARGIN:.0f} s at most"
     ),
@@ -209,6 +226,15 @@ REASONS = {
         f" {LONGEST_TIME_OUT:.0f})",
         f"({processing.STORING:.0f} s)",
     ],
+    "Time that processing keeps for a message with attachments": [
+        f"({attachments.FETCHING:.0f} s,",
+        f"last: {at_most(1e9) - 1e9:.0f} s)",
+        f"writing ({processing.WRITING:.0f} s)",
+    ],
+    "Attachments in memory at once": [
+        f"{THREADS} messages at a time, {attachments.TOGETHER} of each, of"
+        f" {attachments.LARGEST / 1e6:.0f} MB",
+    ],
     "Time for which a claim holds up other senders": [f"margin of {sending.LEASE_MARGIN:.0f} s"],
 }
 
@@ -262,6 +288,15 @@ LAST_AGE = max(processing.GIVE_UP_AFTER, DEFAULTS.message_max_age, DEFAULTS.repl
         ),
         pytest.param(CLAIM_NEEDS, DEFAULTS.reply_timeout + SENDER_NEEDS, id="a claim likewise"),
         pytest.param(PROCESSING_NEEDS + 3, TIME_OUT, id="the longest look-up and the time-out"),
+        pytest.param(PICTURE_NEEDS + 3, TIME_OUT, id="attachments and the time-out"),
+        pytest.param(
+            attachments.FETCHING + at_most(1e9) - 1e9 + processing.WRITING,
+            attachments.LONGEST,
+            id="fetching and writing, and what is kept for both",
+        ),
+        # The runtime and our own modules take a fifth of it.
+        pytest.param(IN_MEMORY, 0.7 * MEMORY * 2**20, id="attachments and memory"),
+        pytest.param(attachments.WAITS, processing.GIVE_UP_AFTER, id="attachments and processing"),
         pytest.param(2 * processing.WRITING, processing.STORING, id="archive and table"),
         pytest.param(
             sending.WRITING + sending.CALLING, breaker.PROBING, id="claim and call, and the lease"

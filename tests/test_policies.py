@@ -73,6 +73,7 @@ ALLOWED: Mapping[str, Mapping[str, set[str]]] = {
         "bus": {"events:PutEvents"},
         "table": KEEP | {"dynamodb:Query"},
         "messages": {"s3:PutObject"},
+        "media": {"s3:PutObject"},
         "quarantine": {"s3:PutObject"},
     },
     "send": {
@@ -99,6 +100,7 @@ def resource(name: str, function: str, stage: str) -> str:
         "bus": f"arn:aws:events:*:*:event-bus/spillway-{stage}",
         "table": f"arn:aws:dynamodb:*:*:table/spillway-{stage}",
         "messages": f"{archive}/messages/*",
+        "media": f"{archive}/media/*",
         "quarantine": f"{archive}/quarantine/*",
     }[name]
 

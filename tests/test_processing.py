@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -13,6 +14,7 @@ import httpx
 import pytest
 from botocore.exceptions import EndpointConnectionError
 
+from chalicelib import attachments
 from chalicelib.batches import BatchFailed
 from chalicelib.consent import events_of
 from chalicelib.ledger import DAY, Ledger, draft
@@ -54,6 +56,7 @@ KNOWN = {
     "customer": {"known": True, "name": "Ardea"},
     "line": {"line_type": "mobile", "country": "US"},
 }
+PICTURE = "https://media.telnyx.com/heron"
 LONGEST_LOOKUP = at_most(8.0)
 SECOND = "+14155550177"
 KEYS = Keys(HASH_KEY)
@@ -82,6 +85,7 @@ class World:
         self.runtime.__dict__["http"] = httpx.Client(transport=httpx.MockTransport(self._respond))
         self.asked: list[tuple[str, str]] = []
         self.answer: Callable[[str, str], httpx.Response] = self.all_known
+        self.pictures: Callable[[], httpx.Response] = picture
         self.table = Table(self.runtime, "test")
         self.function = self.processing()
 
@@ -137,10 +141,16 @@ class World:
         return True
 
     def _respond(self, request: httpx.Request) -> httpx.Response:
+        if str(request.url) == PICTURE:
+            return self.pictures()
         name = {CUSTOMER: "customer", LINE: "line"}[str(request.url)]
         id_ = json.loads(request.content)["id"]
         self.asked.append((name, id_))
         return self.answer(name, id_)
+
+
+def picture() -> httpx.Response:
+    return httpx.Response(200, content=b"heron", headers={"Content-Type": "image/png"})
 
 
 @pytest.fixture
@@ -168,7 +178,7 @@ def test_a_message_is_archived_and_stored_with_all_that_is_known(
     envelope = inbound(
         "He\u0301ron\x00 \U0001f426\r\n",
         provider="telnyx",
-        media=(Media("https://m.example.com/2", "image/png"), Media("https://m.example.com/1", "")),
+        media=(Media(PICTURE, "image/png"), Media("https://m.example.com/1", "")),
         segments=2,
         sent_at=NOW - 1.5,
         raw=RAW,
@@ -187,8 +197,14 @@ def test_a_message_is_archived_and_stored_with_all_that_is_known(
         "to": OURS,
         "text": "Héron 🐦\n",
         "media": [
-            {"url": "https://m.example.com/2", "content_type": "image/png"},
-            {"url": "https://m.example.com/1", "content_type": ""},
+            {
+                "url": PICTURE,
+                "content_type": "image/png",
+                "key": f"media/{envelope.id}-1",
+                "bytes": 5,
+                "sha256": hashlib.sha256(b"heron").hexdigest(),
+            },
+            {"url": "https://m.example.com/1", "content_type": "", "error": "refused_host"},
         ],
         "group": False,
         "sent_at": NOW - 1.5,
@@ -201,8 +217,10 @@ def test_a_message_is_archived_and_stored_with_all_that_is_known(
         "lookups": KNOWN,
         "raw": RAW,
     }
-    (key,) = world.objects()
+    medium, key = world.objects()
     assert world.lines(key) == [line]
+    # AND the picture as it was sent
+    assert (medium, world.content(medium)) == (f"media/{envelope.id}-1", b"heron")
 
     # AND the table the same, but for the payload as it came, and with where the rest is
     assert world.item(envelope) == {
@@ -214,8 +232,9 @@ def test_a_message_is_archived_and_stored_with_all_that_is_known(
     }
     # AND the sources were asked about it
     assert world.asked == [("customer", envelope.id), ("line", envelope.id)]
-    # AND one metric and one line say so
-    metric, said = logged(capsys)
+    # AND one metric and one line say so, and as much of what could not be had
+    _, lacking, metric, said = logged(capsys)
+    assert (lacking["event"], lacking["reason"]) == ("media_not_kept", "refused_host")
     assert (metric["Stored"], metric["provider"]) == (1, "telnyx")
     assert (said["event"], said["id"]) == ("stored", envelope.id)
 
@@ -1080,3 +1099,87 @@ def test_a_failure_is_said_without_a_number_a_text_or_a_secret(
     assert world.handle(inbound()) == [0]
     # `logged` looks for what must not be in them.
     assert events(logged(capsys)) == said
+
+
+# --- attachments ---------------------------------------------------------------------------------
+
+
+def with_picture(text: str = TEXT, **fields: Any) -> Envelope:
+    return inbound(text, provider="telnyx", media=(Media(PICTURE, "image/png"),), **fields)
+
+
+def test_a_text_waits_for_its_picture_but_a_stop_does_not(world: World) -> None:
+    world.pictures = lambda: httpx.Response(503)
+    envelope = with_picture("STOP")
+    assert world.handle(envelope) == [0]
+    assert world.item(envelope) is None
+    assert (world.consent() or {})["event"] == "stop"
+
+    world.pictures = picture
+    assert world.handle(envelope) == []
+    item = world.item(envelope)
+    assert item is not None
+    assert item["media"][0]["key"] == f"media/{envelope.id}-1"
+
+
+def test_a_text_is_stored_without_a_picture_that_does_not_come(world: World) -> None:
+    # (LOOKUP_MAX_AGE is the look-ups' alone: it must not put aside whoever waits for a picture.)
+    world.function = world.processing(LOOKUP_MAX_AGE="1")
+    world.pictures = lambda: httpx.Response(503)
+    envelope = with_picture()
+    world.runtime.clock += attachments.WAITS - 1
+    assert world.handle(envelope) == [0]
+    world.runtime.clock += 1
+    assert world.handle(envelope) == []
+    item = world.item(envelope)
+    assert item is not None
+    assert item["media"][0]["error"] == "unavailable"
+    assert world.dead_letters() == []
+
+
+def test_a_picture_is_fetched_while_a_required_source_is_down(world: World) -> None:
+    world.answer = lambda name, id_: httpx.Response(503)
+    envelope = with_picture()
+    assert world.handle(envelope) == [0]
+    assert world.objects() == [f"media/{envelope.id}-1"]
+
+
+def test_what_is_not_valid_has_nothing_fetched(world: World) -> None:
+    envelope = with_picture(theirs="+1415555")
+    assert world.handle(envelope) == []
+    item = world.item(envelope)
+    assert item is not None
+    assert item["media"] == [{"url": PICTURE, "content_type": "image/png"}]
+    assert not any(key.startswith("media/") for key in world.objects())
+
+
+def test_a_replay_keeps_a_picture_that_the_provider_has_forgotten(world: World) -> None:
+    # GIVEN a text with a picture, and a provider that has it no more
+    envelope = with_picture()
+    world.handle(envelope)
+    item = world.item(envelope)
+    assert item is not None
+    world.pictures = lambda: httpx.Response(410)
+    # WHEN it is worked on again
+    again = replace(
+        envelope,
+        kind="replay",
+        payload={**envelope.payload, "archived_in": item["archive_key"]},
+        received_at=NOW,
+    )
+    assert world.handle(again) == []
+    # THEN its item still names the object
+    replayed = world.item(envelope)
+    assert replayed is not None
+    assert replayed["media"] == item["media"]
+
+
+@pytest.mark.parametrize(
+    "seconds", [attachments.LONGEST + STORING - 1, attachments.LONGEST + STORING]
+)
+def test_no_picture_is_begun_that_could_not_be_ended(world: World, seconds: float) -> None:
+    with_media, without = with_picture(id_="SM1"), inbound(id_="SM2")
+    enough = seconds >= attachments.LONGEST + STORING
+    assert world.handle(with_media, seconds=seconds) == ([] if enough else [0])
+    # What has none needs no such time.
+    assert world.handle(without, seconds=seconds) == []

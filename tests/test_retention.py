@@ -61,6 +61,7 @@ LIVES = {
     "Counts of the loop guard": "1 day",
     "Starts of messages that came twice": f"{batches.START_KEPT / DAY:.0f} days",
     "Texts as the provider sent them": f"{ARCHIVE_DAYS} days (`ArchiveDays`)",
+    "Attachments of texts, as the provider sent them": f"{ARCHIVE_DAYS} days (`ArchiveDays`)",
     "What could not be read": f"{ARCHIVE_DAYS} days (`ArchiveDays`)",
     "Dead letters that somebody dropped": f"{ARCHIVE_DAYS} days (`ArchiveDays`)",
     "What waits": f"{QUEUE_DAYS:.0f} days at most",

@@ -125,7 +125,9 @@ class Provider(ABC):
     STOP, START and HELP. `max_length`: of one text, in UTF-16 code units; `max_segments`: likewise,
     None where the provider names no such limit. `reasons`: by the provider's code for a refusal,
     one of `REASONS`. `lists_texts`: it can be asked which texts it received. `api_url`: replaced in
-    the local run.
+    the local run. `media_places`: where attachments may be fetched, as host/ or host/path, all
+    hosts below one that begins with a dot; `media_path`: likewise on its API, which wants our
+    credentials.
     """
 
     name: ClassVar[str]
@@ -136,6 +138,8 @@ class Provider(ABC):
     max_segments: ClassVar[int | None] = None
     reasons: ClassVar[Mapping[str, str]]
     lists_texts: ClassVar[bool] = False
+    media_places: ClassVar[tuple[str, ...]] = ()
+    media_path: ClassVar[str] = ""
     default_api_url: ClassVar[str]
 
     def __init__(self, api_url: str | None = None) -> None:
@@ -210,6 +214,10 @@ class Provider(ABC):
 
     def with_media(self, message: InboundMessage, secrets: Secrets, http: Http) -> InboundMessage:
         """A text from `texts` with its attachments. Raises likewise."""
+        raise NotImplementedError
+
+    def media_credentials(self, secrets: Secrets) -> tuple[str, str]:
+        """User and password for attachments on its API (`media_path`). Raises Unavailable."""
         raise NotImplementedError
 
 

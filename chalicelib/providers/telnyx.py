@@ -131,6 +131,10 @@ class Telnyx(Provider):
     max_length: ClassVar[int] = 1530
     max_segments: ClassVar[int | None] = 10
     reasons: ClassVar[Mapping[str, str]] = REASON_OF_CODE
+    # Links that need no credentials, for 30 days. The pages show media.telnyx.com and promise no
+    # name; the second is Telnyx's own storage.
+    # https://developers.telnyx.com/docs/messaging/messages/send-receive-mms
+    media_places: ClassVar[tuple[str, ...]] = (".telnyx.com/", ".telnyxcloudstorage.com/")
     default_api_url: ClassVar[str] = "https://api.telnyx.com"
 
     def verify(self, request: WebhookRequest, secrets: Secrets) -> None:

@@ -132,6 +132,15 @@ class Twilio(Provider):
     max_length: ClassVar[int] = 1600
     reasons: ClassVar[Mapping[str, str]] = REASON_OF_CODE
     lists_texts: ClassVar[bool] = True
+    # Its API redirects to one of these, for four hours: the first where credentials are enforced,
+    # the second where they are not.
+    # https://help.twilio.com/articles/223183748
+    media_places: ClassVar[tuple[str, ...]] = (
+        "mms.twiliocdn.com/",
+        "s3-external-1.amazonaws.com/media.twiliocdn.com/",
+        "media.twiliocdn.com/",
+    )
+    media_path: ClassVar[str] = "/2010-04-01/Accounts/"
     default_api_url: ClassVar[str] = "https://api.twilio.com"
 
     def verify(self, request: WebhookRequest, secrets: Secrets) -> None:
@@ -258,6 +267,10 @@ class Twilio(Provider):
         credentials = _credentials(secrets)
         answer = _ask(http, f"{self._media_url(message.raw)}.json", auth=credentials)
         return self._listed({**message.raw, "media_list": answer.get("media_list")})
+
+    def media_credentials(self, secrets: Secrets) -> tuple[str, str]:
+        """https://www.twilio.com/docs/messaging/api/media-resource"""
+        return _credentials(secrets)
 
     def _listed(self, one: Mapping[str, Any]) -> InboundMessage:
         """A text as the list of messages has it, with its attachments where `with_media` put them.

@@ -20,6 +20,7 @@ _SAID = {
     "replies": "replies in the ledger",
     "consent": "number and words of an opt-out",
     "archive": "lines of the archive",
+    "media": "attachments in the archive",
     "quarantine": "payloads in quarantine",
     "dead_letters": "dead letters",
 }

@@ -1,5 +1,5 @@
 """A person's erasure: their messages go from table, ledger, archive, quarantine and dead letters,
-and a second search shows that they are gone.
+their attachments from the archive, and a second search shows that they are gone.
 
 Of each message its keys (hashes), states and times stay, so that none is ever answered again; of an
 opt-out all but number and words. docs/RETENTION.md says why, and what no command can reach.
@@ -8,8 +8,8 @@ It may die anywhere, and is then run again. What each step leaves behind:
 
     wait for the queues    nothing was done
     read the table         nothing was done
-    archive, quarantine    items whose archived line is gone already; they are still found by their
-                           number, and everything is read again
+    archive, attachments,  items whose archived line is gone already; they are still found by their
+    quarantine             number, and everything is read again
     replies, texts, words  each is one write. The table comes after the archive: its items say how
                            far back there is anything to look for, and a blanked one says nothing
     dead letters           what one says about consent is recorded first, then it is deleted;
@@ -58,7 +58,7 @@ from spillway.stage import Stage
 from spillway.stores import DeadLetter
 
 # What there is of a person, by where it is.
-KINDS = ("texts", "replies", "consent", "archive", "quarantine", "dead_letters")
+KINDS = ("texts", "replies", "consent", "archive", "media", "quarantine", "dead_letters")
 
 # Seconds for which nobody touches a reply after it came, or a part of it was begun. Until then a
 # claim may be alive, and a lost send of the conversation be told from others by words and ids that
@@ -180,6 +180,7 @@ class Erasure:
         objects = self._objects(found.first)
         removed = {
             "archive": self._archive(objects, erase=True).theirs,
+            "media": self._media(erase=True),
             "quarantine": self._quarantine(erase=True).theirs,
             "replies": self._blank_replies(found.replies),
             "texts": sum(map(self._blank_text, found.texts)),
@@ -197,6 +198,7 @@ class Erasure:
         """What there is of the person, what mentions them, and how many letters nobody saw."""
         table = self._read_table()
         archive = self._archive(self._objects(first), erase=False)
+        media = self._media(erase=False)
         quarantine = self._quarantine(erase=False)
         letters = {queue: self._dead_letters(queue, erase=False) for queue in DEAD_LETTERS.values()}
         return Erased(
@@ -207,6 +209,7 @@ class Erasure:
                 "replies": len(table.replies),
                 "consent": len(table.consent),
                 "archive": archive.theirs,
+                "media": media,
                 "quarantine": quarantine.theirs,
                 "dead_letters": sum(found.theirs for found in letters.values()),
             },
@@ -339,6 +342,18 @@ class Erasure:
 
     def _is_line_of_theirs(self, line: str) -> bool:
         return self._is_theirs(line) and self._is_theirs(json.loads(line).get("from"))
+
+    def _media(self, *, erase: bool) -> int:
+        """How many attachments there are of the person's conversations, whose keys begin with
+        them: also of what nobody names, since whoever fetched it died."""
+        found = 0
+        for number, conversation in enumerate(sorted(self._conversations), start=1):
+            for key in list(self._stores.objects(f"media/{conversation}-")):
+                found += 1
+                if erase:
+                    self._stores.remove(key)
+            self._tell("looking for attachments", number, len(self._conversations))
+        return found
 
     def _quarantine(self, *, erase: bool) -> _Seen:
         keys = list(self._stores.objects("quarantine/"))

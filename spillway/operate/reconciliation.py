@@ -58,8 +58,9 @@ PUT_RIGHT: Mapping[str, str] = {
     "taken out",
     "not_in_table": "archived and not in the table: the item is made again from its line",
     "wrong_object": "its item named an object without its line: it names the one that has it",
-    "other_copy": "its webhook came twice at the same moment, and its item has the time and the "
-    "look-ups of one copy, its line those of the other: the item says what the line says",
+    "other_copy": "its webhook came twice at the same moment, and its item has the time, the "
+    "look-ups and the attachments of one copy, its line those of the other: the item says what the "
+    "line says",
     "never_answered": "stored and never begun to be answered: put on the outbound queue",
     "never_ended": "its reply was begun and stood on no queue: put on the outbound queue",
 }
@@ -82,7 +83,7 @@ OPEN: Mapping[str, str] = {
 
 # What two copies of a text that are worked on at the same moment may differ in. Both have the same
 # object, and the later one's line stays; the item is that of whoever came first.
-_OF_A_COPY = ("received_at", "sent_at", "lookups")
+_OF_A_COPY = ("received_at", "sent_at", "lookups", "media")
 _NEVER = 1e11  # unix seconds, and days
 # Seconds for which what came is left to whoever works on it, whatever the queues look like.
 RECENT = 600.0
@@ -568,7 +569,7 @@ def _message(item: Item) -> InboundMessage | None:
             recipient=item["to"],
             text=item["text"],
             received_at=float(item["received_at"]),
-            media=tuple(Media(**one) for one in item["media"]),
+            media=tuple(Media(one["url"], one["content_type"]) for one in item["media"]),
             segments=item["segments"],
             sent_at=item.get("sent_at"),
             consent_hint=item.get("keyword"),

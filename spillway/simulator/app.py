@@ -4,6 +4,7 @@ sample services.
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,7 +26,8 @@ _PAGE = """\
 Spillway's simulated providers and sample services
 
 GET  /provider/outbox                  what the providers accepted for sending, newest last
-POST /provider/inbound                 a text from a person: {"provider", "from", "to", "text"}
+POST /provider/inbound                 a text from a person: {"provider", "from", "to", "text",
+                                       "media": [{"content_type", "content": in base64}]}
 GET  /provider/behaviour/{provider}    how a provider treats sends; PUT sets it:
                                        {"delay": seconds, "fail": null | "throttled" |
                                        "server_error" | "down" | "rejected" | "failed_answer" |
@@ -111,7 +113,7 @@ class _Handles:
         payload = await json_object(request)
         only(payload, "provider", "from", "to", "text", "media", "id", "door")
         carrier = self._carrier(payload.get("provider"))
-        text = _text(payload, carrier)
+        text = _text(payload, carrier, self._address(request, carrier))
         began = time.monotonic()
         delivery = await carrier.deliver(text)
         return Json(
@@ -138,29 +140,52 @@ class _Handles:
             raise BadInput(f"the sample services are: {', '.join(self._samples.services)}")
         return self._samples.services[named["sample"]]
 
+    def _address(self, request: Request, carrier: Carrier) -> str:
+        """Where a provider is for others: at its own port, if it has one."""
+        gate = self._world.gates.get(carrier.name)
+        base = f"http://127.0.0.1:{gate.port}/" if gate else str(request.base_url)
+        return f"{base}provider/{carrier.name}"
+
     def _carrier(self, name: object) -> Carrier:
         if not isinstance(name, str) or name not in self._carriers:
             raise BadInput(f"provider is none of: {', '.join(self._carriers)}")
         return self._carriers[name]
 
 
-def _text(payload: dict[str, Any], carrier: Carrier) -> Text:
+def _text(payload: dict[str, Any], carrier: Carrier, address: str) -> Text:
     for name in ("from", "to", "text"):
         if not isinstance(payload.get(name), str):
             raise BadInput(f"{name} must be a text")
     media = payload.get("media") or []
     if not isinstance(media, list) or not all(_is_attachment(one) for one in media):
-        raise BadInput('media must be a list of {"url", "content_type"}')
+        raise BadInput('media must be a list of {"url" or "content", "content_type"}')
     id_ = payload.get("id") or carrier.new_id(media)
     if not isinstance(id_, str):
         raise BadInput("id must be a text")
     door = payload.get("door") or carrier.doors[0]
     if door not in carrier.doors:
         raise BadInput(f"{carrier.name} comes through the door: {', '.join(carrier.doors)}")
-    return Text(id_, payload["from"], payload["to"], payload["text"], media, door)
+    hosted = [_hosted(one, carrier, address, id_, number) for number, one in enumerate(media)]
+    return Text(id_, payload["from"], payload["to"], payload["text"], hosted, door)
 
 
 def _is_attachment(value: object) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(value.get(name), str) for name in ("url", "content_type")
+    return (
+        isinstance(value, dict)
+        and len(value.keys() & {"url", "content"}) == 1
+        and all(isinstance(one, str) for one in (*value.values(), value.get("content_type")))
     )
+
+
+def _hosted(
+    one: dict[str, str], carrier: Carrier, address: str, id_: str, number: int
+) -> dict[str, str]:
+    """An attachment with its address: what came as it is, is with the provider from now on."""
+    if "content" not in one:
+        return one
+    try:
+        content = base64.b64decode(one["content"], validate=True)
+    except ValueError:
+        raise BadInput("content must be in base64") from None
+    path = carrier.keep(id_, number, one["content_type"], content)
+    return {"url": address + path, "content_type": one["content_type"]}

@@ -15,6 +15,8 @@ from typing import ClassVar, Literal
 from urllib.parse import urlsplit
 
 import httpx
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 
 from spillway.simulator.behaviour import PROVIDER_FAILURES, Behaviour, Service
@@ -123,6 +125,8 @@ class Carrier(ABC):
         self.world = world
         self.secrets = world.configuration.secrets[self.name]
         self.service = Service(PROVIDER_FAILURES, world.gates.get(self.name))
+        # What people sent besides words, by the last part of its address: its type, and it.
+        self._pictures: dict[str, tuple[str, bytes]] = {}
 
     @property
     def behaviour(self) -> Behaviour:
@@ -136,6 +140,21 @@ class Carrier(ABC):
     @abstractmethod
     def new_id(self, media: Media) -> str:
         """An id for a text that was given none."""
+
+    @abstractmethod
+    def keep(self, text_id: str, number: int, content_type: str, content: bytes) -> str:
+        """Keeps an attachment of a text for whoever fetches it; returns its path below
+        /provider/{name}. Numbers count from 0."""
+
+    async def show(self, request: Request) -> Response:
+        """An attachment, to anybody who has its address."""
+        await asyncio.sleep(self.behaviour.delay)
+        if self.behaviour.fail in ("throttled", "server_error"):
+            return Response(status_code=429 if self.behaviour.fail == "throttled" else 500)
+        content_type, content = self._pictures.get(request.path_params["picture"], ("", b""))
+        if not content_type:
+            return Response(status_code=404)
+        return Response(content, headers={"Content-Type": content_type})
 
     @abstractmethod
     async def deliver(self, text: Text) -> Delivery:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -203,10 +204,20 @@ class Telnyx(Carrier):
         self._opted_out: set[str] = set()
 
     def routes(self) -> list[Route]:
-        return [Route("/v2/messages", self.send, methods=["POST"])]
+        return [
+            Route("/v2/messages", self.send, methods=["POST"]),
+            Route("/media/{picture}", self.show, methods=["GET"]),
+        ]
 
     def new_id(self, media: Media) -> str:
         return new_id()
+
+    def keep(self, text_id: str, number: int, content_type: str, content: bytes) -> str:
+        """Whoever has a link needs nothing else.
+        https://developers.telnyx.com/docs/messaging/messages/send-receive-mms"""
+        name = f"{text_id}-{number}"
+        self._pictures[name] = (content_type, content)
+        return f"/media/{quote(name, safe='')}"
 
     # Texts from people
 

@@ -77,9 +77,11 @@ def spillway(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_text_is_answered_and_its_receipt_recorded(
     stack: Stack, provider: str, door: str
 ) -> None:
-    # GIVEN a text that came through a door and was acknowledged
+    # GIVEN a text with a picture that came through a door and was acknowledged
     words = f"hello, {provider} at the {door} door: é 😀"
-    sent = stack.inbound(words, provider=provider, door=door, sender="+14155550111")
+    picture = f"a picture at the {door} door".encode()
+    media = [{"content": base64.b64encode(picture).decode(), "content_type": "image/png"}]
+    sent = stack.inbound(words, provider=provider, door=door, sender="+14155550111", media=media)
     assert sent["status"] == 200
     # (Twilio shows its credentials only after a challenge)
     assert sent["attempts"] == (2 if door == "basic" else 1)
@@ -98,6 +100,11 @@ def test_a_text_is_answered_and_its_receipt_recorded(
     assert set(item["lookups"]) == {"customer", "line"}
     lines = [line for line in stack.stores.archived(0) if line["text"] == words]
     assert [line["provider_id"] for line in lines] == [sent["id"]]
+    # AND its picture is in the archive
+    (medium,) = item["media"]
+    found = stack.stores.object(medium["key"])
+    assert found is not None
+    assert found[0] == picture
 
     # AND its receipt reaches the ledger
     def delivered() -> bool:

@@ -176,6 +176,30 @@ def test_nothing_of_a_person_is_left_and_nothing_of_another_is_touched(world: Wo
     assert world.items() == now
 
 
+def test_a_persons_pictures_go_whoever_names_them(world: World) -> None:
+    # GIVEN two people with pictures, one of which is named by nobody: whoever fetched it died
+    picture = {"MediaUrl0": "https://mms.twiliocdn.com/heron", "MediaContentType0": "image/png"}
+    for number, theirs in enumerate((PERSON, OTHER)):
+        world.text("heron", f"SM-m-{number}", theirs, **picture)
+    world.work()
+    archive = Archive(
+        world.runtime, KEYS, stage=NAME, account=world.stage.stores.bucket.split("-")[-4]
+    )
+    orphan = MessageId(KEYS.conversation(OURS, PERSON), "f" * 24)
+    archive.keep_medium(orphan.part(1), b"a picture", "image/png")
+    theirs = KEYS.conversation(OURS, OTHER)
+    kept = [item["media"][0]["key"] for (_, sk), item in world.items().items() if sk[:2] == "IN"]
+    assert len(kept) == 2
+
+    # WHEN the first is erased
+    found = erased(world)
+
+    # THEN theirs are gone, and the other's is there
+    assert (found.good, found.removed["media"]) == (True, 2)
+    left = [key for key in world.objects() if key.startswith("media/")]
+    assert [key.removeprefix("media/").partition("-")[0] for key in left] == [theirs]
+
+
 def is_others(item: Mapping[str, Any]) -> bool:
     return {item.get("from"), item.get("theirs")} & {OTHER, SHORTER, LONGER} != set()
 

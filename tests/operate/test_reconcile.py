@@ -91,6 +91,13 @@ def live(world: World) -> None:
     world.work()
 
 
+def with_picture(world: World) -> None:
+    """A text with a picture, and nothing else."""
+    picture = {"MediaUrl0": "https://mms.twiliocdn.com/heron", "MediaContentType0": "image/png"}
+    world.text("the heron itself", "SM-1", **picture)
+    world.work()
+
+
 def stored(world: World, sid: str = "SM-1", theirs: str = PERSON) -> MessageId:
     """The id of a text of `live`."""
     account = "AC" + "0" * 32
@@ -542,6 +549,18 @@ def test_what_was_put_on_the_queue_and_lost_again_is_put_there_again(
 
 
 # --- what is under way ---------------------------------------------------------------------------
+
+
+def test_a_picture_is_no_line_and_stays_with_its_text(world: World, now: FakeRuntime) -> None:
+    with_picture(world)
+    before, objects = item(world, stored(world)), world.objects()
+    assert before["media"][0]["key"] in objects
+    assert found(reconciled(world)) == {}
+
+    delete(world, "IN")
+    assert found(reconciled(world)) == {"not_in_table": 1}
+    assert item(world, stored(world)) == before
+    assert world.objects() == objects
 
 
 @pytest.mark.usefixtures("now")

@@ -55,6 +55,9 @@ class World:
         self.delivered: dict[str, list[str]] = {queue: [] for queue in QUEUES}
 
     def _provider(self, request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            headers = {"Content-Type": "image/png"}
+            return httpx.Response(200, content=b"a picture", headers=headers)
         form = dict(httpx.QueryParams(request.content.decode()))
         if form["Body"] == self.refused:
             raise httpx.ReadTimeout("lost")

@@ -226,6 +226,8 @@ class Causes:
             raise Violation("the list says what was said last", text.name, (id_,))
 
     def _has_cause(self, task: Task, reason: str, id_: str) -> None:
+        if reason == "media: 404" and self._out.texts[id_].picture == "gone":
+            return  # a provider may not have it yet
         if self._calm:
             raise Violation("where nothing is wrong nobody waits", f"{reason} {id_}", (id_,))
         now, root = self._cloud.world.now, _root(task)
@@ -253,6 +255,12 @@ class Causes:
                 "reply_api": "replies.example.com failed",
             }
             true = _knows(task, whose[what], began)
+        elif what == "media" and detail in ("credentials", "no_provider"):
+            true = self._may_lack or _knows(task, "failed", began)
+        elif what == "media":
+            hosts = (self._out.texts[id_].provider, "mms.twiliocdn.com", "media.telnyx.com")
+            failed = any(_knows(task, f"{host} failed", began) for host in hosts)
+            true = failed or (detail == "too_slow" and _knows(task, "http", began))
         elif what == "breaker":
             _, until = self._open.get(provider, (0.0, 0.0))
             true = until > 0 or now - self._changed[provider] < 3

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 from boto3.dynamodb.types import TypeDeserializer
 
+from chalicelib.attachments import WAITS
 from chalicelib.consent import KEPT, events_of
 from chalicelib.messages import STATUS_RANK
 from tests.simulation import outside
@@ -76,6 +77,7 @@ class Invariants:
         self._settles: set[str] = set()  # messages that were asked to be settled
         self._unknown: set[tuple[str, int]] = set()  # references and attempts that were unknown
         self._owners: dict[tuple[str, str], int] = {}  # reference and owner -> its attempt
+        self._stored_at: dict[str, float] = {}  # when the table first had a text
         self._opened_at: dict[str, float] = {}  # when the ledger first had a message
         self._waited_at: dict[str, float] = {}  # when a part of a message last waited
         self._states: dict[str, list[tuple[float, str]]] = defaultdict(list)
@@ -280,6 +282,9 @@ class Invariants:
                 self._ever_opted_out.add(pk)
             else:
                 self._opted_out.pop(pk, None)
+        if sk.startswith("IN#") and old is None:
+            id_ = f"{pk.partition('#')[2]}-{sk.partition('#')[2]}"
+            self._stored_at[id_] = self._cloud.world.now
         if sk.startswith("IN#") and new is not None and new.get("keyword", {}).get("S") == "stop":
             self._stop_is_listed(f"{pk.partition('#')[2]}-{sk.partition('#')[2]}")
         if sk == "LOOP" and old is not None and "replies" not in (new or {}):
@@ -478,6 +483,13 @@ class Invariants:
             for one in sqs.messages(f"spillway-test-{queue}")
         ]
         for key, body in outside.objects(self._cloud.stores["s3"]):
+            if key.startswith("media/"):
+                if any(
+                    text.person == person and f"{text.id}-" in key
+                    for text in self._out.texts.values()
+                ):
+                    raise Violation("what is erased is gone", key)
+                continue
             packed = not key.startswith("quarantine/")
             held.append(gzip.decompress(body).decode() if packed else outside.quarantined(body))
         # (What cannot be read says nowhere whose it is: a provider that names nobody.)
@@ -502,7 +514,7 @@ class Invariants:
             )["Items"]
         ]
         for key, body in outside.objects(self._cloud.stores["s3"]):
-            if not key.startswith("quarantine/"):
+            if key.startswith("messages/"):
                 found += map(json.loads, gzip.decompress(body).splitlines())
         for queue in _DLQ.values():
             for letter in self._cloud.stores["sqs"].messages(f"spillway-test-{queue}"):
@@ -689,6 +701,25 @@ class Invariants:
             raise Violation("what is stored is complete", f"{text.name}: {item['lookups']}", (id_,))
         elif not archived[item["archive_key"]][id_].get("raw"):
             raise Violation("the archive has the whole payload", text.name, (id_,))
+        elif text.picture:
+            self._illustrated(text, item["media"])
+
+    def _illustrated(self, text: Text, media: list[Item]) -> None:
+        """A picture is kept as it was sent, or its item truly says why it is not."""
+        id_ = str(text.id)
+        (medium,) = media
+        may_be_had = not outside.PICTURES[text.picture]
+        if "key" in medium:
+            there = dict(outside.objects(self._cloud.stores["s3"])).get(medium["key"])
+            if not may_be_had or there != text.picture_itself:
+                raise Violation("a picture is kept as it was sent", text.name, (id_,))
+        elif medium["error"] == "unavailable":
+            # (It was waited for, and nobody waits so long in a calm world.)
+            first = min(self.received[id_]["processing"])
+            if self._stored_at[id_] - first < WAITS - 2:
+                raise Violation("a picture is waited for", text.name, (id_,))
+        elif medium["error"] != outside.PICTURES[text.picture]:
+            raise Violation("a picture is kept as it was sent", f"{text.name}: {medium}", (id_,))
 
     def _answered(self, text: Text, dead: dict[str, set[str]]) -> None:
         id_ = str(text.id)
@@ -937,7 +968,7 @@ class Invariants:
                 for text in self._out.texts.values():
                     if text.provider_id in payload:
                         found[""][text.provider_id] = payload
-            else:
+            elif key.startswith("messages/"):
                 lines = gzip.decompress(body).decode().splitlines()
                 found[key] = {line["id"]: line for line in map(json.loads, lines)}
         return found

@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import httpx
 
+from chalicelib.attachments import LARGEST
 from chalicelib.messages import Keys, MessageId
 from tests.fakes import HASH_KEY, SECRETS
 from tests.signing import TelnyxKey, api_event, twilio_event
@@ -49,6 +50,15 @@ INVALID = {
     NAMELESS: ["no_sender"],
 }
 SENDERS = {NAMED: "HERON", IMPOSSIBLE: "+1415555", NAMELESS: ""}
+# What a text's picture is: it can be had, after a redirect or not; or it never can, in our words.
+PICTURES = {
+    "there": "",
+    "redirected": "",
+    "gone": "gone",
+    "too large": "too_large",
+    "a page": "wrong_type",
+    "led astray": "refused_host",
+}
 # Nobody could answer these.
 UNANSWERABLE = (GROUP, NAMED, NAMELESS)
 
@@ -68,6 +78,7 @@ class Text:
     rejected: str = ""  # how the provider refuses every answer to it ...
     rejected_from: int = 1  # ... from this try on
     tries: int = 0
+    picture: str = ""  # one of PICTURES, "" for none
     acknowledged: bool = False
     asked: int = 0  # how often the reply API was asked about it
     provider_id: str = field(init=False)
@@ -90,6 +101,17 @@ class Text:
     @property
     def provider(self) -> str:
         return NUMBERS[self.ours]
+
+    @property
+    def picture_at(self) -> str:
+        """Where its provider has its picture."""
+        if self.provider == "telnyx":
+            return f"https://media.telnyx.com/{self.name}"
+        return f"https://api.twilio.com/2010-04-01/Accounts/{ACCOUNT['twilio']}/{self.name}"
+
+    @property
+    def picture_itself(self) -> bytes:
+        return f"the picture of {self.name} ".encode() * 2000
 
 
 @dataclass(eq=False)
@@ -359,10 +381,18 @@ class Outside:
             return self._reply(task, request)
         if request.url.host == "lookups.example.com":
             return self._look_up(task, request)
+        if request.url.host in ("mms.twiliocdn.com", "media.telnyx.com"):
+            if "Authorization" in request.headers:
+                raise AssertionError("credentials are shown to a stranger")
+            return self._show(request)
+        if request.url.host not in ("api.twilio.com", "api.telnyx.com"):
+            raise AssertionError(f"a stranger is asked: {request.url.host}")
         if request.url.host == "api.twilio.com":
             basic = request.headers["Authorization"].removeprefix("Basic ")
             if base64.b64decode(basic).decode().partition(":")[2] != self.token:
                 return httpx.Response(401, json={"code": 20003})
+            if request.method == "GET" and "Messages" not in request.url.path:
+                return self._show(request)
             if request.method == "GET":
                 return self._list(request)
             form = dict(parse_qsl(request.content.decode(), keep_blank_values=True))
@@ -393,6 +423,21 @@ class Outside:
         text = self.texts[json.loads(request.content)["id"]]
         self._poison(text, task)
         return httpx.Response(200, json={"line_type": "mobile", "country": "US"})
+
+    def _show(self, request: httpx.Request) -> httpx.Response:
+        """A picture, as its provider has it."""
+        name = request.url.path.rpartition("/")[2]
+        (text,) = (one for one in self.texts.values() if one.name == name)
+        headers = {"Content-Type": "text/html" if text.picture == "a page" else "image/jpeg"}
+        if text.picture == "gone":
+            return httpx.Response(404)
+        if text.picture == "led astray":
+            return httpx.Response(302, headers={"Location": "http://169.254.169.254/latest"})
+        if text.picture == "redirected" and request.url.host == "api.twilio.com":
+            headers = {"Location": f"https://mms.twiliocdn.com/{name}?Signature=x"}
+            return httpx.Response(307, headers=headers)
+        body = bytes(LARGEST + 1) if text.picture == "too large" else text.picture_itself
+        return httpx.Response(200, headers=headers, content=body)
 
     def _poison(self, text: Text, task: Task) -> None:
         """What this text makes of our code: it takes the whole process with it, until mended."""
@@ -574,6 +619,8 @@ def _inbound(text: Text, now: float, token: str) -> dict[str, Any]:
             return twilio_event({"SmsStatus": text.provider_id}, token=token)
         if text.kind == STOP and len(text.name) % 2:
             fields["OptOutType"] = "STOP"
+        if text.picture:
+            fields["MediaUrl0"], fields["MediaContentType0"] = text.picture_at, "image/jpeg"
         return twilio_event({**fields, "Body": text.words}, token=token)
     payload = {
         "id": text.provider_id,
@@ -584,6 +631,8 @@ def _inbound(text: Text, now: float, token: str) -> dict[str, Any]:
         "organization_id": ACCOUNT["telnyx"],
         "received_at": datetime.fromtimestamp(text.at, UTC).isoformat(),
     }
+    if text.picture:
+        payload["media"] = [{"url": text.picture_at, "content_type": "image/jpeg"}]
     if text.kind == GROUP:
         payload["to"] = [{"phone_number": text.ours}, {"phone_number": "+14155550177"}]
     if text.kind == UNREADABLE:

@@ -28,9 +28,15 @@ from tests.simulation.faults import Faults
 from tests.simulation.functions import Function, Invocation, Mapping
 from tests.simulation.invariants import Invariants
 from tests.simulation.outside import (
+    GROUP,
     HELP_TEXT,
     HOURS,
+    LONG,
     NUMBERS,
+    PICTURES,
+    PLAIN,
+    SILENT,
+    STOP,
     STOP_TEXT,
     Door,
     Outside,
@@ -43,7 +49,7 @@ from tests.simulation.stores.dynamodb import DynamoDb
 from tests.simulation.stores.s3 import S3
 from tests.simulation.stores.secrets import Secrets
 from tests.simulation.stores.sqs import Sqs
-from tests.simulation.story import PEOPLE, calls
+from tests.simulation.story import PEOPLE, Story, calls
 from tests.simulation.world import START, NeverRests, Task, Violation, World
 
 QUEUES = {
@@ -54,6 +60,7 @@ QUEUES = {
 }
 FOURTEEN_DAYS = 14 * 86_400
 _ERASED = 0.15  # how likely somebody wants to be forgotten
+_ILLUSTRATED = 0.25  # how likely people send pictures
 _PUT_ASIDE = 0.1  # how likely dead letters are what a story is about
 
 
@@ -115,6 +122,7 @@ class Simulation:
         if not calm and redriving.random() < _PUT_ASIDE:
             story = plots.put_aside(story, redriving, START)
         self.story = story
+        _show(story, Random(f"{seed} shows"))
         reorder = world.random.choice((0.0, 0.0, 0.5))
         self.sqs = Sqs(lambda: world.now, world.random, reorder=reorder)
         for name, fifo in QUEUES.items():
@@ -345,6 +353,16 @@ class Simulation:
             own = self.outside.own_reply
             sender._replies = Replies(runtime, url="", timeout=10.0, own=own)
         return sender
+
+
+def _show(story: Story, random: Random) -> None:
+    """Some texts come with a picture. (Drawn apart, so that no other seed is another story for
+    it.)"""
+    if random.random() > _ILLUSTRATED:
+        return
+    for text in story.texts:
+        if text.kind in (PLAIN, LONG, SILENT, STOP, GROUP) and random.random() < 0.6:
+            text.picture = random.choice(("there", "there", "redirected", *PICTURES))
 
 
 def _expected(invocation: Invocation, reporting: bool) -> bool:

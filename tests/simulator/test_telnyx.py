@@ -330,3 +330,16 @@ async def test_throttling_says_when_to_come_again(simulator: Simulator) -> None:
     await simulator.behave("telnyx", fail="throttled")
     assert "Retry-After" not in (await simulator.to_telnyx()).headers
     assert await simulator.outbox() == []
+
+
+async def test_a_picture_is_shown_to_everybody_who_has_its_address(simulator: Simulator) -> None:
+    media = [{"content": base64.b64encode(b"a picture").decode(), "content_type": "image/png"}]
+    await simulator.text("telnyx", "look", media=media)
+    payload = json.loads(simulator.webhook.requests[0].content)["data"]["payload"]
+    (one,) = payload["media"]
+    assert one["content_type"] == "image/png"
+    assert one["url"].startswith("http://simulator/provider/telnyx/media/")
+    shown = await simulator.http.get(one["url"])
+    assert (shown.content, shown.headers["Content-Type"]) == (b"a picture", "image/png")
+    await simulator.behave("telnyx", fail="throttled")
+    assert (await simulator.http.get(one["url"])).status_code == 429

@@ -434,3 +434,32 @@ async def test_throttling_says_when_to_come_again(simulator: Simulator) -> None:
     await simulator.behave("twilio", fail="throttled")
     assert "Retry-After" not in (await simulator.to_twilio()).headers
     assert await simulator.outbox() == []
+
+
+async def test_a_picture_is_shown_to_whoever_has_credentials_after_a_redirect(
+    simulator: Simulator,
+) -> None:
+    # GIVEN a text with a picture, of which the webhook has the address
+    media = [{"content": base64.b64encode(b"a picture").decode(), "content_type": "image/png"}]
+    text = await simulator.text("twilio", "look", media=media, door="signed")
+    form = parse_qs(simulator.webhook.requests[0].content.decode())
+    assert (form["NumMedia"], form["MediaContentType0"]) == (["1"], ["image/png"])
+    (address,) = form["MediaUrl0"]
+    assert address.startswith(f"http://simulator/provider/twilio/2010-04-01/Accounts/{ACCOUNT}/")
+    # AND it is the one that the list of its attachments has
+    listed = await simulator.http.get(
+        f"/provider/twilio/2010-04-01/Accounts/{ACCOUNT}/Messages/{text['id']}/Media.json",
+        auth=(ACCOUNT, "newest"),
+    )
+    (entry,) = listed.json()["media_list"]
+    assert address.endswith(entry["uri"].removesuffix(".json"))
+    # THEN only the account is shown where it is, and there everybody sees it
+    assert (await simulator.http.get(address)).status_code == 401
+    assert (await simulator.http.get(f"{address}x", auth=(ACCOUNT, "newest"))).status_code == 404
+    redirect = await simulator.http.get(address, auth=(ACCOUNT, "newest"))
+    assert redirect.status_code == 307
+    shown = await simulator.http.get(redirect.headers["Location"])
+    assert (shown.content, shown.headers["Content-Type"]) == (b"a picture", "image/png")
+    assert (await simulator.http.get("/provider/twilio/cdn/heron")).status_code == 404
+    await simulator.behave("twilio", fail="server_error")
+    assert (await simulator.http.get(redirect.headers["Location"])).status_code == 500

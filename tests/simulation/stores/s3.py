@@ -69,6 +69,7 @@ class S3:
         Body: bytes,
         ContentType: str = "binary/octet-stream",
         ContentEncoding: str | None = None,
+        ContentDisposition: str | None = None,
         IfMatch: str = "",
         **other: Any,
     ) -> dict[str, Any]:
@@ -79,6 +80,8 @@ class S3:
         headers = {"ContentType": ContentType}
         if ContentEncoding is not None:
             headers["ContentEncoding"] = ContentEncoding
+        if ContentDisposition is not None:
+            headers["ContentDisposition"] = ContentDisposition
         found = self._objects[Key] = _Object(Body, self._now(), headers)
         return {"ETag": found.etag}
 
