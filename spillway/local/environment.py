@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from chalicelib.config import Settings
 from spillway import project
@@ -163,7 +164,8 @@ class Environments:
 
     def _is_real(self) -> bool:
         """Whether somebody put a real provider in the place of a simulated one."""
-        return not {"TWILIO_API_URL", "TELNYX_API_URL"}.isdisjoint(self.caller)
+        urls = [self.caller.get(f"{name}_API_URL") for name in ("TWILIO", "TELNYX")]
+        return any(url is not None and urlsplit(url).hostname != LOOPBACK for url in urls)
 
     def _configured(self, child: str) -> dict[str, str]:
         return project.variables(self.project, STAGE, FUNCTIONS[child])

@@ -68,8 +68,8 @@ def environments(project: Path, keys: Keys, **caller: str) -> Environments:
         ("outbound", {}, "SPILLWAY_FUNCTION", "sender"),
         # what the run generates goes before it
         ("outbound", {}, "SEND_ONLY_TO", "*"),
-        # A real provider writes to real people.
         ("outbound", {"TWILIO_API_URL": "", "SEND_ONLY_TO": "+1"}, "SEND_ONLY_TO", "+1"),
+        ("outbound", {"TWILIO_API_URL": "http://127.0.0.1:9/twilio"}, "SEND_ONLY_TO", "*"),
         ("outbound", {}, "NUMBERS", "+14155550123=twilio,+14155550199=telnyx"),
         ("outbound", {}, "TWILIO_API_URL", "http://127.0.0.1:8081/provider/twilio"),
         ("outbound", {}, "REPORT_BATCH_ITEM_FAILURES", "true"),
@@ -125,10 +125,11 @@ def test_the_callers_aws_reaches_no_child(project: Path, keys: Keys, variable: s
         assert variable not in environment
 
 
+@pytest.mark.parametrize("url", ["", "https://api.telnyx.com"])
 def test_of_a_real_provider_somebody_has_to_say_to_whom_it_writes(
-    project: Path, keys: Keys
+    project: Path, keys: Keys, url: str
 ) -> None:
-    real = environments(project, keys, TELNYX_API_URL="").settings("outbound")
+    real = environments(project, keys, TELNYX_API_URL=url).settings("outbound")
     assert not {"SEND_ONLY_TO", "SEND_TO_COUNTRIES"} & set(real)
     with pytest.raises(SettingError, match="SEND_ONLY_TO: not set"):
         settings_of(real)
