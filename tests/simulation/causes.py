@@ -260,7 +260,8 @@ class Causes:
         elif what == "media":
             hosts = (self._out.texts[id_].provider, "mms.twiliocdn.com", "media.telnyx.com")
             failed = any(_knows(task, f"{host} failed", began) for host in hosts)
-            true = failed or (detail == "too_slow" and _knows(task, "http", began))
+            slow = frozen or _knows(task, "http", began)
+            true = failed or (detail == "too_slow" and slow)
         elif what == "breaker":
             _, until = self._open.get(provider, (0.0, 0.0))
             true = until > 0 or now - self._changed[provider] < 3
