@@ -95,7 +95,8 @@ class Pacer:
             except OverCap:
                 pass  # it may do for some of them
             except Exception as error:
-                # Each message tries for itself, and waits where it fails, too.
+                # Whoever needs one waits for the table as well: it is not to be asked by each.
+                turns.failed[line] = error
                 log("WARNING", "no_slots_taken", error=error)
         return turns
 
@@ -172,6 +173,8 @@ class Turns:
     def __init__(self, pacer: Pacer) -> None:
         self._pacer = pacer
         self._free: dict[_Line, deque[int]] = {}
+        # Of whom no slots could be taken.
+        self.failed: dict[_Line, Exception] = {}
         self._taken: dict[MessageId, list[tuple[_Line, list[int]]]] = {}
         # The replies that may leave, or have left: their other parts go with the first.
         self.passed: set[MessageId] = set()
@@ -190,6 +193,8 @@ class Turns:
         for pace in self._pacer.of(ours):
             line = _Line(pace, ahead)
             self._pacer.learn(pace, segments)
+            if line in self.failed:
+                raise self.failed[line]
             slots = self._some(line, segments)
             taken.append((line, slots))
             if len(slots) < segments:

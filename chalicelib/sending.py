@@ -353,8 +353,9 @@ class Sender:
             )
             # (What confirms an opt-out is due at once.)
             if slot - now >= SOON and not reply.confirmation:
-                self._ledger.wait(reply, slot, slot=True)
+                # First: it may be written, though nobody hears of it.
                 turns.keep(reply.id)
+                self._ledger.wait(reply, slot, slot=True)
                 raise NotYet("pacing", slot - now)
         turns.passed.add(reply.id)
 

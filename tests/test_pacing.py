@@ -239,6 +239,9 @@ def test_a_table_that_fails_stops_no_batch_and_lets_nobody_leave(
     turns.finish()
     turns = one.turns(answers=1)
     assert events(logged(capsys)) == ["slots_not_given_back", "no_slots_taken"]
+    del one.table.update
     with pytest.raises(type(fails)) as raised:
         one.take(turns)
     assert is_transient(raised.value)
+    # The next batch asks again.
+    assert one.take(one.turns(answers=1)) == 0.5

@@ -1932,6 +1932,20 @@ def test_a_reply_waits_for_its_slot_with_its_words(build: Build) -> None:
     world.assert_settled(text)
 
 
+def test_a_slot_that_may_be_written_down_is_not_given_back(build: Build) -> None:
+    # GIVEN a reply whose slot is written down, and nobody hears of it
+    world, text = build(PACING=SLOWLY), inbound()
+    others(world)
+    # (The batch's slot, then the wait.)
+    tapped(world.runtime).next["update_item"] = iter([None, Lost(no_answer())])
+    assert world.receive(text) == ["m0"]
+    assert world.reply(text).not_before == NOW + 100
+    # WHEN somebody else writes, THEN they get another slot
+    other = inbound(id_="SM2", theirs="+14155550108")
+    assert world.receive(other) == ["m0"]
+    assert world.reply(other).not_before == NOW + 200
+
+
 def test_who_comes_late_to_its_slot_takes_another(build: Build) -> None:
     world, text = build(PACING=SLOWLY), inbound()
     others(world, 2)
