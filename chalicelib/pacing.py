@@ -140,11 +140,14 @@ class Pacer:
             values[":ahead"] = there["ahead_at"]
             if there["ahead_at"] > there["next_at"] - values[":back"]:
                 moved.append("ahead_at = ahead_at - :back")
-            with suppress(Conflict):
-                self._update(pace, _Write(moved, condition, values, unused), now)
-                return
-        if pace.per_day:
-            self._update(pace, _Write([], "", {}, unused), now)
+            write = _Write(moved, condition, values, unused)
+        elif pace.per_day:
+            # (Not without a condition: whoever gives back twice lets too many leave.)
+            write = _Write([], "#today = :seen", {":seen": there.get(_day(now), 0)}, unused)
+        else:
+            return
+        with suppress(Conflict):
+            self._update(pace, write, now)
 
     def _update(self, pace: Pace, write: _Write, now: int) -> Item:
         moved, free, values, used = write
