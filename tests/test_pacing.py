@@ -212,6 +212,21 @@ def test_a_day_has_its_limit(make: Any, paces: dict[str, Pace], cap: int) -> Non
     assert len(used) == 2
 
 
+@pytest.mark.parametrize("paces", [{}, {OURS: Pace(OURS, 10.0, per_day=5)}])
+def test_what_is_given_back_twice_counts_once(make: Any, paces: dict[str, Pace]) -> None:
+    # GIVEN a batch that did not use two of its three, and gave them back without hearing of it
+    one = make(paces, 0 if paces else 5)
+    turns = one.turns(answers=3)
+    one.take(turns)
+    ((line, free),) = turns._free.items()
+    one.pacer.give_back(line, list(free))
+    # WHEN it gives them back once more
+    one.pacer.give_back(line, list(free))
+    # THEN one is used still
+    used = [value for name, value in one.item(line.pace.name).items() if "used_" in name]
+    assert used == [1]
+
+
 def test_who_keeps_coming_too_late_waits(make: Any) -> None:
     # GIVEN an item that somebody else moves on before each of our writes
     one = make()
