@@ -63,6 +63,11 @@ class _Line(NamedTuple):
     ahead: bool
 
 
+def _line(pace: Pace, ahead: bool) -> _Line:
+    """(Where there is no rate nobody waits, so nobody goes ahead.)"""
+    return _Line(pace, ahead and pace.per_second > 0)
+
+
 class Pacer:
     """The slots of a stage, on its table. `paces` by our numbers; `cap`: segments a day for all
     numbers together, 0 for none. Raises what the table raises."""
@@ -88,7 +93,7 @@ class Pacer:
         """The slots of one batch. `expected`: for each message that has none yet our number, and
         whether it goes ahead."""
         turns = Turns(self)
-        messages = Counter(_Line(pace, ahead) for ours, ahead in expected for pace in self.of(ours))
+        messages = Counter(_line(pace, ahead) for ours, ahead in expected for pace in self.of(ours))
         for line, number in messages.items():
             try:
                 turns.add(line, ceil(number * self._average.get(line.pace.name, 1.0)))
@@ -194,7 +199,7 @@ class Turns:
         first = 0.0
         taken = self._taken[id_] = []
         for pace in self._pacer.of(ours):
-            line = _Line(pace, ahead)
+            line = _line(pace, ahead)
             self._pacer.learn(pace, segments)
             if line in self.failed:
                 raise self.failed[line]
