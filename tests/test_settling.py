@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import boto3
 import pytest
 
+from chalicelib.breaker import pause, resume_sending
 from chalicelib.consent import ConsentList
 from chalicelib.ledger import Busy, Ledger, PartEntry, Reply, draft
 from chalicelib.messages import DeliveryReceipt, Keys, MessageId, Part
@@ -743,6 +744,23 @@ def test_who_opted_out_is_sent_nothing_by_a_repetition(build: Build, confirmatio
     world.runtime.clock += 60
     world.settle()
     assert len(world.carrier.handed) == confirmation
+
+
+def test_while_sending_is_paused_nothing_is_repeated(build: Build) -> None:
+    # GIVEN a send of unknown outcome, and a pause
+    world = build(Repeatable())
+    world.unknown()
+    table = Table(world.runtime, "test")
+    pause(table, NOW, "heron")
+    # WHEN it is looked for, THEN the request that might be the one that sends is not made
+    world.runtime.clock += 60
+    world.settle()
+    assert world.carrier.handed == []
+    # ... until sending goes on
+    resume_sending(table)
+    world.runtime.clock += 60
+    world.settle()
+    assert len(world.carrier.handed) == 1
 
 
 # --- UNKNOWN_SENDS=resend ----------------------------------------------------------------------
