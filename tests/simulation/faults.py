@@ -51,9 +51,7 @@ _RARE = (
     "person: settling.resume",
     "eraser: consent.",
     "eraser: ledger.",
-    "erasure._blank",
     "erasure._in_payload",
-    "erasure._quarantine",
     "sender: pacing._update",
     "ledger.wait",
     "events._announce",
@@ -103,6 +101,7 @@ class Faults:
         random = world.random
         self._world = world
         self.calm_at = 0.0 if none else float("inf")
+        self.still = ""  # rare call sites that begin so are struck even then
         # How likely a fault of each kind is at each call of a function.
         storm = random.choice((0.0, 0.3, 1.0, 1.0))
         self._rates = {
@@ -134,10 +133,11 @@ class Faults:
     def draw(self, site: str, kinds: tuple[str, ...]) -> str:
         """What goes wrong at this call, or ""."""
         self.sites[site] += 1
-        if self.calm:
+        late = self.calm
+        if late and not (self.still and site.startswith(self.still) and _is_rare(site)):
             return ""
         for kind in kinds:
-            rate = max(self._rates[kind], self._heat(site, kind))
+            rate = max(0.0 if late else self._rates[kind], self._heat(site, kind))
             in_focus = self._focus_left > 0 and self._is_in_focus(site, kind)
             if in_focus:
                 rate = max(rate, self._focus_rate)

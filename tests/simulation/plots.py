@@ -184,9 +184,14 @@ def _slow_replies(story: Story, random: Random, start: float) -> Story:
 
 
 def _poisoned(story: Story, random: Random, start: float) -> Story:
-    """One text kills, and all the others are in its company."""
+    """One text kills, and all the others are in its company. Where it is a STOP, its letter is what
+    is left to say so."""
     texts = _texts(random, (outside.PLAIN,), 6, lambda _: start + 0.3 * random.random())
-    texts[random.randrange(6)].poison = True
+    poison = texts[random.randrange(6)]
+    poison.poison = True
+    stops = random.random() < 0.6
+    if stops:
+        poison.kind, poison.words = outside.STOP, WORDS[outside.STOP][0]
     return replace(
         story,
         texts=texts,
@@ -197,7 +202,7 @@ def _poisoned(story: Story, random: Random, start: float) -> Story:
         without=None,
         secret_lost=None,
         reply_max_age=36_000,
-        lookups=random.random() < 0.5,
+        lookups=stops or random.random() < 0.5,
         outages={},
     )
 

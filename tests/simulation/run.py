@@ -59,7 +59,7 @@ QUEUES = {
     "outbound-dlq.fifo": True,
 }
 FOURTEEN_DAYS = 14 * 86_400
-_ERASED = 0.15  # how likely somebody wants to be forgotten
+_ERASED = 0.4  # how likely somebody wants to be forgotten
 _ILLUSTRATED = 0.25  # how likely people send pictures
 _PUT_ASIDE = 0.1  # how likely dead letters are what a story is about
 
@@ -185,10 +185,13 @@ class Simulation:
         # (Drawn apart, so that no other seed is another story for it.)
         erasing = Random(f"{seed} erases")
         self.erases = ""
-        if erasing.random() < _ERASED:
-            self.erases = erasing.choice(PEOPLE[:2])
+        stops = [text.person for text in story.texts if text.poison and text.kind == STOP]
+        if stops or erasing.random() < _ERASED:
+            self.erases = (stops or [erasing.choice(PEOPLE[:2])])[0]
             after = (story.end - START) * erasing.random() * erasing.choice((1.0, 0.2))
             world.spawn(lambda: self.operator.erase(self.erases), after=after)
+            # (After the end, too, when it meets what nobody else does: dead letters.)
+            faults.still = "" if calm else "eraser: "
         for call in calls(Random(f"{seed} calls"), story):
             by = self.operator.state if call.by_hand else self.outside.state
             world.spawn(lambda call=call, by=by: by(call), after=call.handed_in - START)  # type: ignore[misc]
@@ -241,6 +244,9 @@ class Simulation:
         """When nobody does anything any more, nothing is left of somebody; and nothing comes of
         it when the provider tells of their texts once more."""
         world, said = self.world, len(self.outside.accepted)
+        world.spawn(lambda: self.operator.erase(person))
+        world.run(world.now + 10 * HOURS)
+        self.cloud.faults.still = ""
         world.spawn(lambda: self.operator.erase(person, until_good=True))
         world.run(world.now + 10 * HOURS)
         self.invariants.nothing_is_left(person)
