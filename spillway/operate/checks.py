@@ -281,6 +281,23 @@ def secrets(stage: Stage) -> Iterator[Finding]:
             yield Finding("good", "secrets", full)
 
 
+def bus(stage: Stage) -> Iterator[Finding]:
+    """Whether the bus for events is there: AWS takes what is put on one that is not, says that all
+    is well, and drops it. https://github.com/aws/aws-sdk/issues/186"""
+    # (Processing publishes what the sender announced, too.)
+    name = stage.settings("processing").event_bus
+    if not name:
+        return
+    client = stage.aws.client("events")
+    try:
+        client.describe_event_bus(Name=name)
+    except client.exceptions.ResourceNotFoundException:
+        mend = f"aws events create-event-bus --name {name}"
+        yield Finding("bad", "events", f"no bus {name}: AWS drops every event", mend)
+    else:
+        yield Finding("good", "events", f"bus {name}")
+
+
 def data(stage: Stage) -> Iterator[Finding]:
     """Whether queues and table are as infra/data.yaml makes them, where messages hang on it."""
     sqs = stage.aws.client("sqs")
@@ -534,6 +551,7 @@ ALL: tuple[Check, ...] = (
     mappings,
     gateway,
     secrets,
+    bus,
     data,
     alarms,
     quotas,

@@ -30,9 +30,9 @@ def doctor(
     """Check a stage from outside, and say for each finding how to mend it.
 
     Settings, functions, mappings (exactly one a queue), the challenge of the
-    401, secrets, queues and table, alarms, quotas against what the API lets
-    in, a signed probe for each provider (acknowledged, stored, not answered),
-    and the boto3 of the runtime. A probe leaves one message from SPILLWAY in
+    401, secrets, the bus for events, queues and table, alarms, quotas against
+    what the API lets in, a signed probe for each provider (acknowledged,
+    stored, not answered), and the boto3 of the runtime. A probe leaves one message from SPILLWAY in
     table and archive.
 
     --mend is for stages that plain chalice deploy made: it sets partial batch

@@ -64,6 +64,17 @@ def test_events_that_are_to_be_signed_need_a_key(stage: Stage) -> None:
     assert f"spillway/{NAME}/events is missing" in found
 
 
+def test_a_bus_that_is_not_there_is_told(stage: Stage) -> None:
+    assert stage.local is not None
+    assert list(checks.bus(stage)) == []
+    processing = {**SETTINGS, "SPILLWAY_FUNCTION": "processing", "EVENT_BUS": "heron"}
+    local = {**stage.local, "settings": {**stage.local["settings"], "processing": processing}}
+    other = replace(stage, local=local)
+    assert bad(checks.bus(other)) == ["no bus heron: AWS drops every event"]
+    stage.aws.client("events").create_event_bus(Name="heron")
+    assert bad(checks.bus(other)) == []
+
+
 def test_a_lost_hash_key_is_never_to_be_made_anew(stage: Stage) -> None:
     other = replace(stage, name="elsewhere")
     (keys, *_) = checks.secrets(other)
