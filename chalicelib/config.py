@@ -106,7 +106,7 @@ def load(environ: Mapping[str, str]) -> Settings:
     if function == "sender" and ours and not set(paced) <= set(ours):
         wrong.append("PACING: names a number that NUMBERS lacks; add it there")
     if (
-        function == "sender"
+        function in ("processing", "sender")
         and values.get("stage") != "prod"
         and not values.get("send_only_to", "*")
     ):

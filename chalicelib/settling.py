@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from chalicelib.batches import Defer, GiveUp
+from chalicelib.brakes import Brakes
 from chalicelib.breaker import paused
 from chalicelib.config import Settings
 from chalicelib.consent import ConsentList
@@ -181,6 +182,7 @@ class Settling:
     ) -> None:
         self._runtime = runtime
         self._settings = settings
+        self._brakes = Brakes(settings)
         self._queues = queues
         self._table = table
         self._ledger = ledger
@@ -307,6 +309,7 @@ class Settling:
         """Whether the reply may be sent at all; to be asked immediately before."""
         return (
             seconds_left(reply, self._settings, self._runtime.now()) > 0
+            and not self._brakes.refusal(reply.theirs)
             and (reply.confirmation or not self._consent.opted_out(reply.theirs))
             and not paused(self._table)
         )

@@ -14,7 +14,7 @@ HASH = "9f" * 32
 REQUIRED = {
     "authorizer": {"CREDENTIAL_HASHES": "{}"},
     "receiver": {"SPILLWAY_STAGE": "dev", "PROVIDERS": "twilio"},
-    "processing": {"SPILLWAY_STAGE": "dev", "PROVIDERS": "twilio"},
+    "processing": {"SPILLWAY_STAGE": "dev", "PROVIDERS": "twilio", "SEND_ONLY_TO": "*"},
     "sender": {"SPILLWAY_STAGE": "dev", "PROVIDERS": "twilio", "SEND_ONLY_TO": "*"},
 }
 FIELDS = {variable: field for field, (variable, *_) in _TABLE.items()}

@@ -257,9 +257,12 @@ EVERYWHERE = {"SPILLWAY_FUNCTION", "SPILLWAY_STAGE", "LOG_LEVEL"}
             "Process",
             {
                 "PROVIDERS",
+                "NUMBERS",
                 "BRAND",
                 "REPLY_MAX_AGE",
                 "MESSAGE_MAX_AGE",
+                "SEND_ONLY_TO",
+                "SEND_TO_COUNTRIES",
                 "UNKNOWN_SENDS",
                 "LOOKUP_URLS",
                 "LOOKUP_MAX_AGE",

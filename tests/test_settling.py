@@ -763,6 +763,28 @@ def test_while_sending_is_paused_nothing_is_repeated(build: Build) -> None:
     assert len(world.carrier.handed) == 1
 
 
+@pytest.mark.parametrize(
+    ("lists", "repeated"),
+    [
+        ({"SEND_ONLY_TO": "+14155550101"}, False),
+        ({"SEND_TO_COUNTRIES": "CA"}, False),
+        ({"SEND_ONLY_TO": "+1415*", "SEND_TO_COUNTRIES": "US"}, True),
+    ],
+)
+def test_to_whom_nothing_may_be_sent_nothing_is_repeated(
+    build: Build, lists: dict[str, str], repeated: bool
+) -> None:
+    # GIVEN a send of unknown outcome, and lists that are newer than it
+    world = build(Repeatable(), UNKNOWN_SENDS="resend", **lists)
+    world.unknown()
+    # WHEN it is looked for, THEN it is neither repeated nor handed to the sender again
+    world.carrier.usual = CannotTell()
+    world.runtime.clock += LISTED_AFTER
+    world.settle()
+    assert len(world.carrier.handed) == repeated
+    assert world.resumed() == []
+
+
 # --- UNKNOWN_SENDS=resend ----------------------------------------------------------------------
 
 
