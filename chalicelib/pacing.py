@@ -214,6 +214,12 @@ class Turns:
         """The slots that the reply took are written down, for later."""
         del self._taken[id_]
 
+    def stays(self, id_: MessageId, segments: int) -> None:
+        """The last so many segments of a reply that had passed do not leave after all; with those
+        before them their slots are used up."""
+        self.passed.discard(id_)
+        self._taken[id_] = [(line, slots[-segments:]) for line, slots in self._taken.get(id_, [])]
+
     def finish(self) -> None:
         """Gives back what nobody used."""
         for id_, taken in self._taken.items():

@@ -344,13 +344,9 @@ class Sender:
                 self._ledger.wait(reply, quiet.timestamp(), slot=False)
                 raise NotYet("quiet_hours", quiet.timestamp() - now)
         if not (reply.has_slot and now - until <= GOOD_FOR):
-            left = [part.text for part in reply.parts or () if part.state != "sent"]
-            slot = turns.take(
-                reply.id,
-                reply.ours,
-                sum(max(1, text.segments(words)) for words in left),
-                ahead=reply.kind != "outgoing",
-            )
+            left = [part for part in reply.parts or () if part.state != "sent"]
+            ahead = reply.kind != "outgoing"
+            slot = turns.take(reply.id, reply.ours, _segments(left), ahead=ahead)
             # (What confirms an opt-out is due at once.)
             if slot - now >= SOON and not reply.confirmation:
                 # First: it may be written, though nobody hears of it.
@@ -394,7 +390,8 @@ class Sender:
                 self._vault.refreshed(provider.name)
             count("SendsDeferred", provider=provider.name, reason=error.reason, id=reference)
             after = error.retry_after if isinstance(error, Throttled) else None
-            turns.passed.discard(reply.id)
+            rest = [one for one in reply.parts or () if one.number >= part.number]
+            turns.stays(reply.id, _segments(rest))
             raise Defer(f"provider: {error.reason}", after) from error
         except Rejected as error:
             reason, code = error.reason, error.code
@@ -486,6 +483,10 @@ def _expected(records: Iterable[Record]) -> Iterator[tuple[str, bool]]:
             ours = envelope.payload.get("recipient", envelope.payload.get("ours"))
             if isinstance(ours, str):
                 yield ours, envelope.kind != "outgoing"
+
+
+def _segments(parts: Iterable[PartEntry]) -> int:
+    return sum(max(1, text.segments(part.text)) for part in parts)
 
 
 def _readable(envelope: Envelope) -> InboundMessage | OutgoingMessage:

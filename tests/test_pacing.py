@@ -109,6 +109,26 @@ def test_what_nobody_used_is_given_back(make: Any) -> None:
     assert one.item()["next_at"] == (NOW + 3.5) * 1e6
 
 
+def test_what_has_left_has_used_its_slots_whatever_becomes_of_the_rest(make: Any) -> None:
+    # GIVEN a reply of three segments, the first of which has left
+    one = make(cap=10)
+    turns = one.turns(answers=1)
+    id_ = MessageId("c" * 24, "1" * 24)
+    turns.take(id_, OURS, 3, ahead=True)
+    turns.passed.add(id_)
+    # WHEN the others do not, THEN their two slots are given back, of the rate and of the cap
+    turns.stays(id_, 2)
+    turns.finish()
+    assert one.item()["next_at"] == (NOW + 0.5) * 1e6
+    assert one.item("*")["used_20260921"] == 1
+    # ... and of a reply whose slot was written down before, none
+    turns = one.turns()
+    turns.passed.add(id_)
+    turns.stays(id_, 1)
+    turns.finish()
+    assert one.item()["next_at"] == (NOW + 0.5) * 1e6
+
+
 def test_slots_in_the_middle_are_not_given_back(make: Any) -> None:
     one = make()
     turns = one.turns()

@@ -1996,6 +1996,17 @@ def test_an_attempt_that_was_refused_takes_another_slot(build: Build) -> None:
     assert len(world.said) == 2
 
 
+def test_what_left_before_a_refusal_has_used_its_slots(build: Build) -> None:
+    # GIVEN a reply in two parts, and a provider that takes the first alone
+    world, text = build(answer=["One.", "Two."], PACING=SLOWLY), inbound()
+    world.carrier.next = iter([None, Unavailable("no_connection")])
+    assert world.receive(text) == ["m0"]
+    # WHEN somebody else writes, THEN they wait until the first part's slot is over
+    other = inbound(id_="SM2", theirs="+14155550108")
+    assert world.receive(other) == ["m0"]
+    assert world.hidden["h0"] == 100
+
+
 def test_a_confirmation_waits_for_no_slot(build: Build) -> None:
     world = build(PACING=SLOWLY)
     others(world, 4)
