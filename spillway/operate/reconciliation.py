@@ -401,6 +401,9 @@ class Reconciliation:
             envelope = Envelope("resume", id_.conversation, str(id_), reply.received_at, {})
         elif text is not None:
             envelope = inbound(text, id_, self._callback_url(text.provider), raw=False)
+        elif str(id_) in self._letters[DEAD_LETTERS[PROCESSING]]:
+            self._open("dead_lettered", str(id_))  # with the text
+            return
         else:
             self._open("words_lost", str(id_))
             return

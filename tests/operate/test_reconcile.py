@@ -211,13 +211,15 @@ def lose_the_words(world: World) -> None:
     world.table.update(key_, "REMOVE outcome, parts")
 
 
-def put_aside(world: World, queue: str, dead: str) -> None:
+def put_aside(world: World, queue: str, dead: str) -> Envelope:
     """A text that one of the functions put aside, with what the other did with it."""
     world.text("a heron too many", "SM-x")
     (one,) = world.receive(queue)
-    world.put_aside(dead, Envelope.parse(one["Body"]))
+    letter = Envelope.parse(one["Body"])
+    world.put_aside(dead, letter)
     world.runtime.sqs.purge_queue(QueueUrl=world.url(queue))
     world.work()
+    return letter
 
 
 def erase(world: World, theirs: str = PERSON) -> None:
@@ -234,6 +236,13 @@ def bring_back(world: World) -> None:
 
 def each(*steps: Callable[[World], object]) -> Callable[[World], object]:
     return lambda world: [step(world) for step in steps]
+
+
+def put_aside_and_forget_its_words(world: World) -> None:
+    """... and what the sender had begun was lost as well."""
+    letter = put_aside(world, "processing", "processing-dlq")
+    message = letter.id.partition("-")[2]
+    world.table.update((f"C#{letter.conversation}", f"OUT#{message}"), "REMOVE outcome, parts")
 
 
 @dataclass(frozen=True)
@@ -395,6 +404,12 @@ DAMAGES = [
     Damage(
         "processing put it aside",
         lambda w: put_aside(w, "processing", "processing-dlq"),
+        {"dead_lettered": 1},
+        {"dead_lettered": 1},
+    ),
+    Damage(
+        "processing put it aside, and the sender lost it",
+        put_aside_and_forget_its_words,
         {"dead_lettered": 1},
         {"dead_lettered": 1},
     ),
