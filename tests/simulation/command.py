@@ -47,6 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
             sites += some.sites
             steps += some.steps
             broken += some.broken
+            for seed, invariant, text in some.broken:
+                console.print(f"seed {seed}: {invariant}: {text}", markup=False, soft_wrap=True)
             progress.update(bar, advance=some.count, description=f"seeds, {len(broken)} violations")
             if not console.is_terminal and done % 20 == 0:
                 console.print(f"{done * _CHUNK} seeds, {len(broken)} violations")

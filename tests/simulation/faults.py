@@ -59,6 +59,10 @@ _RARE = (
     "attachments._look_again",
     "attachments._fetched",
     "breaker.paused",
+    "reconciliation._change",
+    "reconciliation._take_out",
+    "reconciliation._judge",
+    "reconciliation._archive_days",
     "redriver: redriving._moved",
     "redriver: letters.work_through",
 )
@@ -101,7 +105,7 @@ class Faults:
         random = world.random
         self._world = world
         self.calm_at = 0.0 if none else float("inf")
-        self.still = ""  # rare call sites that begin so are struck even then
+        self.still: set[str] = set()  # the roles that are struck even then
         # How likely a fault of each kind is at each call of a function.
         storm = random.choice((0.0, 0.3, 1.0, 1.0))
         self._rates = {
@@ -134,7 +138,7 @@ class Faults:
         """What goes wrong at this call, or ""."""
         self.sites[site] += 1
         late = self.calm
-        if late and not (self.still and site.startswith(self.still) and _is_rare(site)):
+        if late and site.partition(":")[0] not in self.still:
             return ""
         for kind in kinds:
             rate = max(0.0 if late else self._rates[kind], self._heat(site, kind))
@@ -168,9 +172,11 @@ class Faults:
 def site_of(role: str) -> str:
     """The call site: the function of ours that this call is made for."""
     frame: FrameType | None = sys._getframe(2)
-    how = ""
+    how, store = "", "?"
     while frame is not None:
         module: str = frame.f_globals["__name__"]
+        if module == "spillway.stores":
+            store = f"stores.{frame.f_code.co_name}"  # by a thread that does nothing else
         if module.startswith(("chalicelib.", "spillway.operate.")):
             name = frame.f_code.co_name
             where = module.rpartition(".")[2]
@@ -179,7 +185,7 @@ def site_of(role: str) -> str:
             if where in ("vault", "archive") or name == "url":
                 how = f" > {where}.{name}"
         frame = frame.f_back
-    return f"{role}: ?"
+    return f"{role}: {store}"
 
 
 @cache

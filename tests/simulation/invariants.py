@@ -18,6 +18,7 @@ from boto3.dynamodb.types import TypeDeserializer
 from chalicelib.attachments import WAITS
 from chalicelib.consent import KEPT, events_of
 from chalicelib.messages import STATUS_RANK
+from spillway.operate.reconciliation import Reconciled
 from tests.simulation import outside
 from tests.simulation.functions import Mapping
 from tests.simulation.hearing import Hearing
@@ -57,6 +58,7 @@ class Invariants:
         self._tried: set[str] = set()  # messages of which a part was claimed
         self._passed: dict[str, str] = {}  # message -> the later one that was tried before it
         self._dead: set[str] = set()  # messages that were on a dead-letter queue
+        self._lost: set[str] = set()  # and that somebody deleted from the outbound queue
         self._redriven: set[str] = set()  # letters that our own redrive has sent
         # When (unix seconds) a message's envelopes were received, by queue.
         self.received: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -102,6 +104,10 @@ class Invariants:
         """Somebody takes it upon themselves to send this part once more."""
         self._allowed[reference] += 1
         self._by_person[reference] += 1
+
+    def lose(self, id_: str) -> None:
+        """Somebody loses a message from the outbound queue."""
+        self._lost.add(id_)
 
     # -- after every step -------------------------------------------------------------------------
 
@@ -178,7 +184,7 @@ class Invariants:
         item = self._item(f"C#{conversation}", f"OUT#{message}") or {}
         waited_at = self._waited_at.get(id_, 0.0)
         world = self._cloud.world
-        moved = task.process is world.outside or task.process.name.startswith("redriver")
+        moved = task.process is world.outside or task.process.name.startswith(_MOVES)
         held_up = task.process.troubled_at >= began or moved
         if not _waits(item) and waited_at < began - 1 and not held_up:
             raise Violation("nobody is sent for in vain", self._name(id_), (id_,))
@@ -198,7 +204,7 @@ class Invariants:
         if id_ in self._tried:
             return
         self._tried.add(id_)
-        if id_ in self._passed and id_ not in self._dead:
+        if id_ in self._passed and id_ not in self._dead | self._lost:
             raise Violation(
                 "first attempts are in order",
                 f"{self._name(self._passed[id_])} was tried before {self._name(id_)}",
@@ -244,7 +250,8 @@ class Invariants:
         # (Neither texts that came over an hour and were answered at once, nor the reverse; nor one
         # that came first and was overtaken: on its way to the queue, or since it was put aside.)
         order = self._queued[text.id.conversation]
-        before = [one for one in order[: order.index(str(text.id))] if one not in self._dead]
+        aside = self._dead | self._lost
+        before = [one for one in order[: order.index(str(text.id))] if one not in aside]
         counted = [
             one
             for one in (*before, str(text.id))
@@ -528,6 +535,24 @@ class Invariants:
             if theirs and float(one["received_at"]) < began - 1:
                 raise Violation("what is erased is gone", f"{person}: {one}")
 
+    def agree(self, found: Reconciled) -> None:
+        """When nothing is to be put right any more, the stores agree, but in what is among the dead
+        letters, and in what came to one queue alone, which nobody acknowledged."""
+        letters = {
+            json.loads(letter.body)["id"]
+            for queue in _DLQ.values()
+            for letter in self._cloud.stores["sqs"].messages(f"spillway-test-{queue}")
+            if letter.body not in GARBAGE
+        }
+        for kind, ids in found.open.items():
+            for id_ in ids:
+                text = self._out.texts.get(id_)
+                allowed = (kind == "dead_lettered" and id_ in letters) or (
+                    kind == "not_stored" and text is not None and not text.acknowledged
+                )
+                if not allowed:
+                    raise Violation("the stores agree", f"{self._name(id_)}: {kind}", (id_,))
+
     def answered(self, person: str) -> list[Text]:
         """The person's texts of which the stores still know that they came and were answered."""
         found = []
@@ -627,6 +652,14 @@ class Invariants:
                 self._justified(letter, mappings[queue])
             if littered and not {letter.body for letter in letters}.issuperset(GARBAGE):
                 raise Violation("what is not ours is put aside", queue)
+        # What was lost comes back by its text, unless that is put aside as well, or erased.
+        dead["outbound.fifo"] |= {
+            id_
+            for id_ in self._lost
+            if id_ in dead["processing"] or self._is_erased(self._out.texts[id_])
+        }
+        # (Whoever ended a reply, died, and whose message was lost, has told nobody.)
+        unheard |= self._lost
         archived = self._archived()
         aside = [self._payload(one) for one in sqs.messages(f"spillway-test-{_DLQ['processing']}")]
         for text in self._out.texts.values():
@@ -1029,4 +1062,5 @@ def _fits(text: Text, words: str) -> bool:
 
 _NOBODY = f"P#default#{KEYS.number('')}"  # who sends without a number
 _CONSENT = (outside.STOP, outside.START_AGAIN, outside.YES)
+_MOVES = ("redriver", "reconciler")
 _DLQ = {"processing": "processing-dlq", "outbound.fifo": "outbound-dlq.fifo"}

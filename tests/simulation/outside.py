@@ -28,6 +28,7 @@ KEYS = Keys(HASH_KEY)
 NUMBERS = {"+14155550123": "twilio", "+14155550199": "telnyx"}
 ACCOUNT = {"twilio": "AC" + "0" * 32, "telnyx": "org"}
 HOURS = 3600.0
+URL = "https://sms.example.com"  # of our webhooks, up to their path
 STOP_TEXT = "you get no more"
 HELP_TEXT = "help is near"
 OPTED_OUT_CODES = ("21610", "40300")
@@ -486,7 +487,7 @@ class Outside:
         self, task: Task, provider: str, sender: str, recipient: str, words: str, callback: str
     ) -> Accepted:
         world = self.world
-        base = f"https://sms.example.com/webhooks/{provider}/signed?reference="
+        base = f"{URL}/webhooks/{provider}/signed?reference="
         if not callback.startswith(base):
             raise AssertionError("receipts have nowhere to go")
         number = len(self.accepted)

@@ -1,5 +1,5 @@
-"""The person in charge: moves dead letters back, decides about unknown sends, erases people, and
-writes down what they say on the telephone."""
+"""The person in charge: moves dead letters back, decides about unknown sends, erases people, writes
+down what they say on the telephone, and holds the stores against each other."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ from chalicelib.table import Table
 from spillway.operate.consent import list_of
 from spillway.operate.erasure import Erased, Erasure
 from spillway.operate.letters import SOURCES
+from spillway.operate.reconciliation import Reconciled, Reconciliation
 from spillway.operate.redriving import Redrive, Redriven
+from spillway.stage import Api
 from spillway.stores import Stores
 from tests.simulation.causes import current_state
 from tests.simulation.functions import Mapping as Source
-from tests.simulation.outside import KEYS, Call, Outside
+from tests.simulation.outside import KEYS, URL, Call, Outside
 from tests.simulation.runtime import Cloud, SimulatedRuntime
 from tests.simulation.stores import REGION
 from tests.simulation.world import Process, Violation
@@ -69,6 +71,13 @@ class SimulatedStage:
         self.region = REGION
         self.stores = Stores(self, self.name)  # type: ignore[arg-type]
 
+    @property
+    def aws(self) -> SimulatedStage:
+        return self
+
+    def api(self) -> Api:
+        return Api("", URL)
+
     def runtime(self) -> SimulatedRuntime:
         return self._runtime
 
@@ -103,6 +112,9 @@ class Operator:
         self.erased: dict[str, Erasures] = {}  # by person
         # Called where a run says that all is gone: who, and when it began.
         self.on_good: Callable[[str, float], None] = lambda person, began: None
+        self.on_lost: Callable[[str], None] = lambda id_: None
+        # Called where there is nothing to be put right any more.
+        self.on_reconciled: Callable[[Reconciled], None] = lambda result: None
 
     def redrive(self) -> None:
         """Dead letters go back to their queues: by our own command, which may die and is perhaps
@@ -127,6 +139,19 @@ class Operator:
                 break
             world.sleep(60 * world.random.random())
         self._redriving -= 1
+
+    def lose(self) -> None:
+        """Somebody deletes a message from the outbound queue, by mistake."""
+        sqs, queue = self._cloud.stores["sqs"], "spillway-test-outbound.fifo"
+        bodies = {one.id: one.body for one in sqs.messages(queue) if one.body not in GARBAGE}
+        envelopes = {id_: json.loads(body) for id_, body in bodies.items()}
+        # (Whose words are nowhere else, that is lost for good.)
+        ids = [id_ for id_, envelope in envelopes.items() if envelope["kind"] != "outgoing"]
+        if ids:
+            lost = self._cloud.world.random.choice(ids)
+            self._cloud.world.note("somebody", f"deletes {bodies[lost][:80]}")
+            self.on_lost(envelopes[lost]["id"])
+            sqs.lose(queue, lost)
 
     def _redrive_as_aws(self) -> None:
         """From the console: the body stays as it is."""
@@ -234,6 +259,31 @@ class Operator:
         if until_good:
             raise Violation("what is erased is gone", f"not in {_MOST_RUNS} runs: {result}")
 
+    def reconcile(self, *, until_good: bool = False) -> None:
+        """Holds the stores against each other, and puts right what somebody's death left behind;
+        again where the command died or failed, and until nothing is to be put right any more where
+        it is said that nobody comes between."""
+        world, cloud = self._cloud.world, self._cloud
+        result = None
+        for _ in range(_MOST_RUNS if until_good else world.random.choice((1, 3))):
+            process = Process(f"reconciler-{world.steps}")
+            stage: Any = SimulatedStage(cloud, process, self.settings, "reconciler")
+            task = world.spawn(partial(_reconciled, stage), process)
+            task.notes["began"] = world.now
+            world.wait(task)
+            error = task.error
+            if error is not None and not process.dead and not is_transient(error):
+                raise Violation("no bug", f"{type(error).__name__} left the reconciling: {error!r}")
+            result = task.result if error is None and not process.dead else None
+            world.note("operator", f"reconciled: {_told(result)}")
+            if result is not None and not (until_good and _moved(result)):
+                break
+            world.sleep(60 * world.random.random())
+        if until_good:
+            if result is None or _moved(result):
+                raise Violation("the stores agree", f"not in {_MOST_RUNS} runs: {_told(result)}")
+            self.on_reconciled(result)
+
     def _crowded(self, result: Erased) -> bool:
         """Whether all that it says is that it could not see what stands behind ten letters of one
         group: SQS shows nobody more."""
@@ -324,6 +374,22 @@ class Operator:
 
 def _erased(stage: Any, person: str) -> Erased:
     return Erasure(stage, person, wait=600.0).run()
+
+
+def _reconciled(stage: Any) -> Reconciled:
+    return Reconciliation(stage, wait=600.0).run()
+
+
+def _moved(result: Reconciled) -> bool:
+    """Whether anything was put right, or may still be worked on."""
+    return any(result.put_right.values()) or result.under_way > 0
+
+
+def _told(result: Reconciled | None) -> str:
+    if result is None:
+        return "not to its end"
+    kinds = {**result.put_right, **result.open}
+    return str({kind: ids for kind, ids in kinds.items() if ids} | {"busy": result.under_way})
 
 
 def _redriven(stage: Any, rate: float) -> Redriven:

@@ -38,6 +38,7 @@ from tests.simulation.outside import (
     SILENT,
     STOP,
     STOP_TEXT,
+    URL,
     Door,
     Outside,
     OwnCodeBroke,
@@ -60,6 +61,8 @@ QUEUES = {
 }
 FOURTEEN_DAYS = 14 * 86_400
 _ERASED = 0.4  # how likely somebody wants to be forgotten
+_RECONCILED = 0.5  # how likely somebody holds the stores against each other
+_LOST = 0.2  # how likely somebody loses a message then, soon after it came
 _ILLUSTRATED = 0.25  # how likely people send pictures
 _PUT_ASIDE = 0.1  # how likely dead letters are what a story is about
 
@@ -139,7 +142,7 @@ class Simulation:
         stores = {
             "sqs": self.sqs,
             "dynamodb": DynamoDb(lambda: world.now),
-            "s3": S3(),
+            "s3": S3(lambda: world.now),
             "events": hearing.Bus(Random(f"{seed} has a bus"), 0.0 if calm else 0.02),
             "secretsmanager": Secrets({f"spillway/test/{n}": s for n, s in secrets.items()}),
         }
@@ -182,6 +185,8 @@ class Simulation:
         self.operator.settings = self._settings
         self.invariants.erased = self.operator.erased
         self.operator.on_good = self.invariants.nothing_is_left_of_before
+        self.operator.on_reconciled = self.invariants.agree
+        self.operator.on_lost = self.invariants.lose
         # (Drawn apart, so that no other seed is another story for it.)
         erasing = Random(f"{seed} erases")
         self.erases = ""
@@ -190,8 +195,17 @@ class Simulation:
             self.erases = (stops or [erasing.choice(PEOPLE[:2])])[0]
             after = (story.end - START) * erasing.random() * erasing.choice((1.0, 0.2))
             world.spawn(lambda: self.operator.erase(self.erases), after=after)
-            # (After the end, too, when it meets what nobody else does: dead letters.)
-            faults.still = "" if calm else "eraser: "
+        reconciling = Random(f"{seed} reconciles")
+        self.reconciles = reconciling.random() < _RECONCILED
+        if self.reconciles:
+            after = (story.end - START) * reconciling.random()
+            world.spawn(self.operator.reconcile, after=after)
+            for text in story.texts:
+                if reconciling.random() < _LOST:
+                    after = text.at - START + 5 * reconciling.random() ** 2
+                    world.spawn(self.operator.lose, after=after)
+        # (After the end, too, when they meet what nobody else does: dead letters.)
+        faults.still = set() if calm else {"eraser", "reconciler"}
         for call in calls(Random(f"{seed} calls"), story):
             by = self.operator.state if call.by_hand else self.outside.state
             world.spawn(lambda call=call, by=by: by(call), after=call.handed_in - START)  # type: ignore[misc]
@@ -236,6 +250,8 @@ class Simulation:
         self.cloud.slowness.clear()
         if self.erases:
             self._erased_for_good(self.erases)
+        if self.reconciles:
+            self._agreed()
         self.invariants.at_rest(self.mappings, self.operator.littered)
         world.spawn(lambda: self.invariants.asked_for(self.door))
         world.run(world.now + HOURS)
@@ -246,7 +262,7 @@ class Simulation:
         world, said = self.world, len(self.outside.accepted)
         world.spawn(lambda: self.operator.erase(person))
         world.run(world.now + 10 * HOURS)
-        self.cloud.faults.still = ""
+        self.cloud.faults.still.discard("eraser")
         world.spawn(lambda: self.operator.erase(person, until_good=True))
         world.run(world.now + 10 * HOURS)
         self.invariants.nothing_is_left(person)
@@ -256,6 +272,18 @@ class Simulation:
         self.invariants.nothing_is_left(person)
         if len(self.outside.accepted) != said:
             raise Violation("what is erased is gone", f"{person} is answered again")
+
+    def _agreed(self) -> None:
+        """When nobody does anything any more, the stores agree, or are brought to; and nothing of
+        somebody who was erased comes back by it."""
+        world = self.world
+        world.spawn(self.operator.reconcile)
+        world.run(world.now + 10 * HOURS)
+        self.cloud.faults.still.clear()
+        world.spawn(lambda: self.operator.reconcile(until_good=True))
+        world.run(world.now + 10 * HOURS)
+        if self.erases:
+            self.invariants.nothing_is_left(self.erases)
 
     def _decide_soon(self) -> None:
         if self.world.chance(self.story.prompt):
@@ -325,7 +353,7 @@ class Simulation:
             REPORT_BATCH_ITEM_FAILURES="true" if self.story.reporting else "false",
             REPLY_API_URL="https://replies.example.com/",
             LOOKUP_URLS=urls,
-            PUBLIC_URL="https://sms.example.com" if self.story.public_url else "",
+            PUBLIC_URL=URL if self.story.public_url else "",
             HELP_TEXT=HELP_TEXT,
             STOP_TEXT=STOP_TEXT,
             UNKNOWN_SENDS="resend" if self.story.resend else "hold",

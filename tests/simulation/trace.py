@@ -50,7 +50,7 @@ def _call(operation: str, arguments: dict[str, Any]) -> str:
         return f"{operation} {key} {update[:48]} {' '.join(states)}"
     if "Item" in arguments:
         return f"{operation} {arguments['Item']['pk']['S']}/{arguments['Item']['sk']['S']}"
-    if "Entries" in arguments or "MessageBody" in arguments:
+    if "QueueUrl" in arguments and {"Entries", "MessageBody"} & set(arguments):
         queue = arguments["QueueUrl"].rpartition("/")[2].removeprefix("spillway-test-")
         entries = arguments.get("Entries", [arguments])
         return f"{operation} {queue} " + ", ".join(_entry(one) for one in entries)

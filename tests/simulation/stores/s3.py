@@ -61,6 +61,18 @@ class S3:
         self._objects: dict[str, _Object] = {}
         self.meta = SimpleNamespace(region_name=REGION)
 
+    def get_bucket_lifecycle_configuration(self, *, Bucket: str, **other: Any) -> dict[str, Any]:
+        """It has none: what is in it stays."""
+        nothing_else("get_bucket_lifecycle_configuration", other)
+        operation = "GetBucketLifecycleConfiguration"
+        self._check(operation, Bucket)
+        raise refusal(
+            operation,
+            "NoSuchLifecycleConfiguration",
+            "The lifecycle configuration does not exist",
+            BucketName=Bucket,
+        )
+
     def put_object(
         self,
         *,

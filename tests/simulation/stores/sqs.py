@@ -168,6 +168,11 @@ class Sqs:
         """The visibility of a message ends now, if it is there and in flight."""
         self._reappear(self._found("expire", queue), message_id, ends=True)
 
+    def lose(self, queue: str, message_id: str) -> None:
+        """Somebody deletes a message by mistake."""
+        found = self._found("lose", queue)
+        self._remove(found, found.messages[message_id])
+
     def _reappear(self, queue: _Queue, message_id: str, *, ends: bool) -> None:
         now = self._now()
         message = self._kept(queue).get(message_id)
