@@ -76,7 +76,8 @@ class Reply:
     `drafted`: its words are not in the table yet; the first claim stores them. `redriven_at`: when
     somebody last wanted it sent all the same. `not_before`: until when it was told to wait, and
     `has_slot` whether that is a slot of its own; `waited`: seconds that it was told to wait, in
-    all. `listed` since `unknown_since`: somebody may have to see to it.
+    all. `counted_on`: the day (YYYYMMDD) for whose cap what is left of it is counted already.
+    `listed` since `unknown_since`: somebody may have to see to it.
     """
 
     id: MessageId
@@ -94,6 +95,7 @@ class Reply:
     not_before: float | None = None
     has_slot: bool = False
     waited: float = 0.0
+    counted_on: str = ""
     listed: bool = False
     unknown_since: float | None = None
 
@@ -303,9 +305,7 @@ class Ledger:
         if request:
             update += ", parts.#n.#request = if_not_exists(parts.#n.#request, :request)"
             values[":request"] = request
-        if reply.redriven_at is not None:
-            update += ", redriven_at = :redriven"
-            values[":redriven"] = reply.redriven_at
+        update += _claimed_with(reply, values)
         return self._move(
             reply,
             part.number,
@@ -336,11 +336,8 @@ class Ledger:
             "first_started_at": now,
             **({"request": request} if request else {}),
         }
-        update = "SET parts = :parts, confirmation = :confirmation"
         values = {":parts": parts, ":confirmation": reply.confirmation}
-        if reply.redriven_at is not None:
-            update += ", redriven_at = :redriven"
-            values[":redriven"] = reply.redriven_at
+        update = "SET parts = :parts, confirmation = :confirmation" + _claimed_with(reply, values)
         return self._move(
             reply,
             part.number,
@@ -453,16 +450,14 @@ class Ledger:
         return self._free(reply, part, "", {})
 
     def resend(self, reply: Reply, part: PartEntry, *, redriven_at: float | None = None) -> Reply:
-        """Nobody knows, and it is sent again all the same. The reply stays listed until then."""
-        update, values = ", parts.#n.lost = :lost", {":lost": part.lost + 1}
-        if redriven_at is None:
-            return self._free(reply, part, update, values)
-        return self._free(
-            reply,
-            part,
-            f"{update}, redriven_at = :redriven",
-            {**values, ":redriven": redriven_at},
-        )
+        """Nobody knows, and it is sent again all the same, which counts once more. The reply stays
+        listed until then."""
+        update = ", parts.#n.lost = :lost"
+        values: dict[str, Any] = {":lost": part.lost + 1}
+        if redriven_at is not None:
+            update += ", redriven_at = :redriven"
+            values[":redriven"] = redriven_at
+        return self._free(reply, part, update, values, removed=", counted_on")
 
     def refused(self, reply: Reply, part: PartEntry, *, reason: str, code: str) -> Reply:
         """It was certainly refused: the reply ends here."""
@@ -478,12 +473,19 @@ class Ledger:
         """Why it is unknown, anew."""
         return self._settle(reply, part, "SET parts.#n.#error = :reason", {":reason": reason})
 
-    def _free(self, reply: Reply, part: PartEntry, update: str, values: Mapping[str, Any]) -> Reply:
+    def _free(
+        self,
+        reply: Reply,
+        part: PartEntry,
+        update: str,
+        values: Mapping[str, Any],
+        removed: str = "",
+    ) -> Reply:
         return self._settle(
             reply,
             part,
             f"SET parts.#n.#state = :waiting, parts.#n.attempt = :next{update}"
-            " REMOVE parts.#n.#owner",
+            f" REMOVE parts.#n.#owner{removed}",
             {":waiting": "waiting", ":next": part.attempt + 1, **values},
         )
 
@@ -680,6 +682,16 @@ def _drafted_parts(reply: Reply) -> dict[str, dict[str, Any]]:
     }
 
 
+def _claimed_with(reply: Reply, values: dict[str, Any]) -> str:
+    """What of an update writes down with a claim why and for which day it was made."""
+    update = ""
+    for name, value in (("redriven_at", reply.redriven_at), ("counted_on", reply.counted_on)):
+        if value:
+            update += f", {name} = :{name}"
+            values[f":{name}"] = value
+    return update
+
+
 _LISTED = "unknown_bucket, unknown_since"
 _OWN = "parts.#n.#owner = :owner AND parts.#n.attempt = :attempt"
 
@@ -730,6 +742,7 @@ def reply_of(item: Item) -> Reply:
         not_before=item.get("not_before"),
         has_slot=item.get("has_slot", False),
         waited=item.get("waited", 0.0),
+        counted_on=item.get("counted_on", ""),
         listed="unknown_bucket" in item,
         unknown_since=item.get("unknown_since"),
         parts=None

@@ -111,7 +111,7 @@ class Sender:
         )
         lease_until = batch.deadline + LEASE_MARGIN
         self._breaker.read()
-        turns = self._pacer.turns(_expected(batch.records))
+        turns = self._pacer.turns(_posted(batch.records))
         batch.each(
             lambda envelope, _: self._answer(envelope, lease_until, turns),
             # (The rest is asked for again before each claim, when it is known how slow it was.)
@@ -183,10 +183,11 @@ class Sender:
             if envelope.kind == "resume":
                 return
             reply = self._decide(_readable(envelope), reply)
+        going_on: Reply | None = reply
         for part in reply.parts or ():
-            if reply.outcome or not self._send(reply, part, lease_until, turns):
+            if going_on is None or going_on.outcome:
                 return
-            reply = reply.with_sent(part)
+            going_on = self._send(going_on, part, lease_until, turns)
 
     def _provider(self, name: str) -> Provider:
         if name not in self._providers:
@@ -206,7 +207,11 @@ class Sender:
         if reply.provider not in self._providers and self._too_old(reply):
             return self._close(reply, "expired")
         provider = self._provider(reply.provider)
+        refusal = self._brakes.refusal(reply.theirs)
         if isinstance(message, OutgoingMessage):
+            # (Asked again before each claim; here, so that it takes no slot from anybody.)
+            if refusal or self._consent.opted_out(reply.theirs):
+                return self._close(reply, refusal or "refused: opted_out")
             try:
                 answer = Answer.model_validate({"text": message.text, "media": message.media})
             except ValidationError:
@@ -214,7 +219,6 @@ class Sender:
             return self._draft(reply, answer, provider)
         if event is not None and provider.answers_stop:
             return self._close(reply, f"no_reply: {event}")
-        refusal = self._brakes.refusal(reply.theirs)
         if refusal:
             return self._close(reply, refusal)
         if event == "stop":
@@ -281,35 +285,63 @@ class Sender:
 
     # -- saying it ----------------------------------------------------------------------------
 
-    def _send(self, reply: Reply, part: PartEntry, lease_until: float, turns: Turns) -> bool:
-        """Sends one part if it is to be sent; whether the next one may follow."""
+    def _send(
+        self, reply: Reply, part: PartEntry, lease_until: float, turns: Turns
+    ) -> Reply | None:
+        """Sends one part if it is to be sent. The reply as it is then; None where the next one may
+        not follow."""
         if part.state == "sent":
-            return True
+            return reply
         if part.state == "sending":
-            return self._wait_or_give_up(reply, part)
+            return reply.with_sent(part) if self._wait_or_give_up(reply, part) else None
         if part.state == "unknown":
             settle_later(self._queues, reply, part)
         if part.state != "waiting":
-            return False
+            return None
         if self._too_old(reply):
             sent = part.number - 1
             self._close(reply, f"expired: after {sent} of its parts" if sent else "expired")
-            return False
+            return None
         provider = self._provider(reply.provider)
         secrets = self._vault.secrets(provider.name)
         end = lease_until - LEASE_MARGIN
         self._breaker.check(provider.name)
+        self._await_turn(reply, turns)
+        rest = _segments(one for one in reply.parts or () if one.number >= part.number)
+        claimed = None
         try:
-            self._await_turn(reply, turns)
+            permit = self._breaker.permit(provider.name, until=end)
+            claimed = self._claimed(reply, part, provider, lease_until, rest)
+        finally:
+            if claimed is None:
+                turns.stays(reply.id, rest)
+        if claimed is None:
+            return None
+        reply, mine = claimed
+        with permit:
+            try:
+                sent = self._hand_over(reply, mine, provider, secrets, permit)
+            except Defer:
+                turns.stays(reply.id, rest)
+                raise
+        return reply.with_sent(part) if sent else None
+
+    def _claimed(
+        self, reply: Reply, part: PartEntry, provider: Provider, lease_until: float, rest: int
+    ) -> tuple[Reply, PartEntry] | None:
+        """The reply and the part, which is ours; None where the reply has ended instead. `rest`:
+        the segments that leave with it."""
+        end = lease_until - LEASE_MARGIN
+        try:
+            reply = self._pacer.count(reply, rest)
         except OverCap:
             count("OverCap", provider=reply.provider, id=str(reply.id))
             self._close(reply, "refused: daily_cap")
-            return False
-        permit = self._breaker.permit(provider.name, until=end)
+            return None
         refusal = self._refusal(reply)
         if refusal:
             self._close(reply, refusal)
-            return False
+            return None
         # A claim that the end of the invocation cuts off would be an unknown send.
         if end - self._runtime.now() < 2 * WRITING + CALLING:
             if reply.drafted:
@@ -327,11 +359,10 @@ class Sender:
         if end - self._runtime.now() < CALLING + WRITING:
             self._put_back(reply, claimed)
             raise Defer("no_time_left", after=0)
-        with permit:
-            return self._hand_over(reply, claimed, provider, secrets, permit, turns)
+        return reply, claimed
 
     def _await_turn(self, reply: Reply, turns: Turns) -> None:
-        """Returns where what is left of the reply may leave now. Raises NotYet and OverCap."""
+        """Returns where what is left of the reply may leave now. Raises NotYet."""
         now = self._runtime.now()
         if reply.id in turns.passed:
             return
@@ -372,9 +403,9 @@ class Sender:
         provider: Provider,
         secrets: Mapping[str, Any],
         permit: Permit,
-        turns: Turns,
     ) -> bool:
-        """Calls the provider, once, and writes down what came of it."""
+        """Calls the provider, once, and writes down what came of it. Raises Defer where it was
+        certainly not taken."""
         reference = reply.id.part(part.number)
         validity = max(1, int(seconds_left(reply, self._settings, self._runtime.now())))
         try:
@@ -390,8 +421,6 @@ class Sender:
                 self._vault.refreshed(provider.name)
             count("SendsDeferred", provider=provider.name, reason=error.reason, id=reference)
             after = error.retry_after if isinstance(error, Throttled) else None
-            rest = [one for one in reply.parts or () if one.number >= part.number]
-            turns.stays(reply.id, _segments(rest))
             raise Defer(f"provider: {error.reason}", after) from error
         except Rejected as error:
             reason, code = error.reason, error.code
@@ -474,15 +503,15 @@ class Sender:
         return seconds_left(reply, self._settings, self._runtime.now()) < 0
 
 
-def _expected(records: Iterable[Record]) -> Iterator[tuple[str, bool]]:
-    """Of each message that comes for the first time, our number, and whether it goes ahead: the
-    others may have their slots already."""
+def _posted(records: Iterable[Record]) -> Iterator[tuple[str, int]]:
+    """Of each message of `POST /messages` that comes for the first time, our number and its
+    segments: the others may have their slots already."""
     for record in records:
         envelope = record.envelope
-        if record.receives == 1 and envelope is not None and envelope.kind != "resume":
-            ours = envelope.payload.get("recipient", envelope.payload.get("ours"))
-            if isinstance(ours, str):
-                yield ours, envelope.kind != "outgoing"
+        if record.receives == 1 and envelope is not None and envelope.kind == "outgoing":
+            ours, words_ = envelope.payload.get("ours"), envelope.payload.get("text")
+            if isinstance(ours, str) and isinstance(words_, str):
+                yield ours, max(1, text.segments(text.normalise(words_)))
 
 
 def _segments(parts: Iterable[PartEntry]) -> int:

@@ -684,6 +684,20 @@ def test_a_claim_keeps_when_it_was_redriven(ledger: Ledger, drafted: bool) -> No
     assert found(ledger).redriven_at == NOW + 7
 
 
+@pytest.mark.parametrize("drafted", [True, False])
+def test_a_claim_keeps_for_which_day_it_is_counted_and_a_resend_counts_again(
+    ledger: Ledger, drafted: bool
+) -> None:
+    reply = draft(opened(ledger), words()) if drafted else with_words(ledger)
+    reply = replace(reply, counted_on="20260921")
+    mine = ledger.claim(reply, (reply.parts or ())[0], owner="me", lease_until=LEASE)
+    ledger.put_back(reply, mine)
+    assert found(ledger).counted_on == "20260921"
+    again = ledger.claim(found(ledger), part(ledger), owner="me", lease_until=LEASE)
+    ledger.unknown(reply, again, reason="read_timeout")
+    assert ledger.resend(reply, again).counted_on == ""
+
+
 def test_why_it_is_unknown_may_change(ledger: Ledger) -> None:
     with_words(ledger)
     ledger.note(REPLY, unknown_(ledger), "idempotency_mismatch")

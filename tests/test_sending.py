@@ -2050,6 +2050,54 @@ def test_what_is_deferred_uses_up_no_day(build: Build) -> None:
     assert world.reply(text).state == "sent"
 
 
+def test_what_waits_past_midnight_counts_for_the_day_on_which_it_leaves(build: Build) -> None:
+    # GIVEN a message that its provider did not take on the day for which it was counted
+    world, text = build(DAILY_SEND_CAP="1"), outgoing()
+    world.carrier.next = iter([Unavailable("no_connection")])
+    assert world.receive(text) == ["m0"]
+    counted = world.reply(text).counted_on
+    # WHEN it leaves on the next, THEN that has no room for another
+    world.runtime.clock += 36_000 - 1
+    assert world.receive(text, receives=2) == []
+    assert world.reply(text).counted_on > counted
+    more = inbound(id_="SM2", received_at=world.runtime.clock)
+    assert world.receive(more) == []
+    assert world.reply(more).state == "refused: daily_cap"
+
+
+@pytest.mark.parametrize("opted_out", [True, False])
+def test_a_message_that_is_refused_takes_nothing_from_anybody(
+    build: Build, opted_out: bool
+) -> None:
+    # GIVEN a message to somebody who must not get it
+    world = build(DAILY_SEND_CAP="1", PACING=SLOWLY, SEND_TO_COUNTRIES="US")
+    refused = outgoing(theirs=THEIRS if opted_out else "+447700900123")
+    if opted_out:
+        world.receive(inbound("STOP", id_="SM0"))
+        world.runtime.clock += DAY
+        refused = replace(refused, received_at=world.runtime.clock)
+    assert world.receive(refused) == []
+    assert world.reply(refused).state.startswith("refused: ")
+    # THEN the next one finds slot and cap as they were
+    text = inbound(id_="SM2", theirs="+14155550108", received_at=world.runtime.clock)
+    assert world.receive(text) == []
+    assert world.reply(text).state == "sent"
+
+
+def test_whose_claim_is_not_made_gives_its_slot_back(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN an opt-out that is recorded between an answer's slot and its claim
+    world, text = build(PACING=SLOWLY), inbound()
+    monkeypatch.setattr(world.sender, "_refusal", lambda reply: "refused: opted_out")
+    assert world.receive(text) == []
+    monkeypatch.undo()
+    # THEN whoever comes next has that slot
+    other = inbound(id_="SM2", theirs="+14155550108")
+    assert world.receive(other) == []
+    assert world.reply(other).state == "sent"
+
+
 def test_an_attempt_that_may_have_arrived_uses_up_the_day(build: Build) -> None:
     world, text = build(DAILY_SEND_CAP="1"), inbound()
     world.carrier.next = iter([OutcomeUnknown("timeout")])

@@ -66,7 +66,8 @@ def played(
     monkeypatch.setattr(plots, "write", write)
     monkeypatch.setattr(traffic, "rules", lambda *_: rules)
     monkeypatch.setattr(run, "Faults", lambda world, none: Faults(world, none=True))
-    monkeypatch.setattr("tests.simulation.run._ERASED", 0.0)
+    for unlikely in ("_ERASED", "_RECONCILED"):
+        monkeypatch.setattr(f"tests.simulation.run.{unlikely}", 0.0)
     monkeypatch.setattr("tests.simulation.world.MOST_STEPS", 5_000_000)
     # (A tenth of the seeds are calm, and hold nothing back.)
     seed = next(one for one in range(99) if not World(one).chance(0.1))
@@ -118,6 +119,20 @@ def test_twenty_senders_keep_ten_segments_a_second(monkeypatch: pytest.MonkeyPat
     for start in range(int(times[-1]) - 10):
         most = sum(start <= at < start + 10 for at in times)
         assert most <= 10 * RATE * (1 + WITHIN) + RATE, (start, most)
+
+
+def test_texts_that_get_no_answer_take_no_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    # GIVEN the same number, and twelve hundred texts of which every other is answered
+    rules = traffic.Rules(pacing={TELNYXS: {"per_second": RATE}})
+    told = [replace(one, kind=outside.SILENT) for one in texts(600, outside.PLAIN, 5.0, "p")]
+    both = [one for two in zip(texts(600, outside.PLAIN, 5.0), told, strict=True) for one in two]
+    # WHEN twenty senders work on them
+    simulation = played(monkeypatch, both, rules)
+    # THEN the answers leave at the same rate
+    times = left_at(simulation)[:600]
+    assert len(times) == 600
+    rate = (len(times) - 1) / (times[-1] - times[0])
+    assert RATE * (1 - WITHIN) < rate < RATE * (1 + WITHIN)
 
 
 def test_answers_go_ahead_of_a_campaign(monkeypatch: pytest.MonkeyPatch) -> None:

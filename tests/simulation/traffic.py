@@ -22,7 +22,7 @@ from tests.simulation import outside
 from tests.simulation.outside import NUMBERS, Accepted, Outside
 from tests.simulation.runtime import Cloud, SimulatedRuntime, reference_of
 from tests.simulation.story import PEOPLE
-from tests.simulation.world import START, Process, Task, Violation
+from tests.simulation.world import Process, Task, Violation
 
 _HELD_BACK = 0.25  # of the seeds that are not calm
 _SKEW = 0.5  # seconds that a clock may be off
@@ -115,7 +115,7 @@ class Traffic:
         self._rules = held
         self._slots: dict[str, list[float]] = defaultdict(list)  # by pace, in order of time
         self._left: Counter[str] = Counter()  # segments by pace
-        self._sent = 0  # segments, by all numbers
+        self._days: Counter[tuple[str, float]] = Counter()  # likewise, and by day
         self._confirmed: Counter[str] = Counter()  # segments that need not wait
         self._paused: tuple[float, float] | None = None  # since when and until when
         cloud.watchers.append(self._on_call)
@@ -211,14 +211,14 @@ class Traffic:
         if night[0] + 2 * _SKEW < began and now < night[1] - _SOON - 2 * _SKEW:
             raise Violation("the night is quiet", reference_of(request))
 
-    def _words(self, id_: str) -> list[str]:
-        """The parts of a reply."""
+    def _parts(self, id_: str) -> dict[str, Any]:
+        """The parts of a reply, by number."""
         conversation, _, message = id_.partition("-")
         key = {"pk": {"S": f"C#{conversation}"}, "sk": {"S": f"OUT#{message}"}}
         item = self._cloud.stores["dynamodb"].get_item(
             TableName="spillway-test", Key=key, ConsistentRead=True
         )["Item"]
-        return [part["M"]["text"]["S"] for part in item["parts"]["M"].values()]
+        return {number: part["M"] for number, part in item["parts"]["M"].items()}
 
     def _on_accepted(self, accepted: Accepted) -> None:
         """A provider takes a part."""
@@ -228,21 +228,26 @@ class Traffic:
             if refusal != "refused: daily_cap":
                 raise Violation("nobody is written to who must not be", f"{text.name}: {refusal}")
         number = segments(accepted.words)
-        self._sent += number
-        days = 1 + (now + _SKEW) // _DAY - (START - _SKEW) // _DAY
-        if self._rules.cap and self._sent > self._rules.cap * days:
-            raise Violation("a day has its limit", f"{self._sent} segments", (id_,))
+        parts = self._parts(id_)
         name = self._rules.pace_of(text.ours)
+        # (The day is that of the attempt, which a repetition does not change.)
+        started_at = float(parts[accepted.reference.rpartition("-")[2]]["started_at"]["N"])
+        day = started_at // _DAY
+        # (Just after midnight it may have been counted for the day before.)
+        counted = number if started_at % _DAY > 60 else 0
+        limits = {"*": self._rules.cap, name: self._rules.pacing.get(name, {}).get("per_day", 0)}
+        for whose, limit in limits.items():
+            self._days[whose, day] += counted
+            if 0 < limit < self._days[whose, day]:
+                said = f"{self._days[whose, day]} segments"
+                raise Violation("a day has its limit", said, (id_,))
         if not name:
             return
         self._left[name] += number
-        per_day = self._rules.pacing[name].get("per_day", 0)
-        if per_day and self._left[name] > per_day * days:
-            raise Violation("a day has its limit", f"{self._left[name]} segments", (id_,))
         if text.kind == outside.STOP:
             self._confirmed[name] += number
         # A reply leaves as a whole, in the first of its slots.
-        others = sum(map(segments, self._words(id_))) - 1
+        others = sum(segments(part["text"]["S"]) for part in parts.values()) - 1
         later = others / self._rules.pacing[name]["per_second"]
         come = bisect_right(self._slots[name], now + _SOON + 2 * _SKEW + later)
         if self._left[name] > come + self._confirmed[name]:
