@@ -273,7 +273,8 @@ class Invariants:
         if knew and [by for step, by in changes if step < knew][-1:] != [str(text.id)]:
             raise Violation("only who opts out by it is told so", text.name, (str(text.id),))
         first = min(self.received[str(text.id)]["outbound.fifo"])
-        if accepted.at - first > 300 + 120:  # (it may be on its way for a while)
+        # (It may be on its way for a while; and a late duplicate may be the first to be begun.)
+        if accepted.at - first > 300 + 120 and str(text.id) not in self._lost:
             raise Violation("a confirmation comes at once", text.name, (str(text.id),))
 
     def _on_change(self, key: tuple[str, str], old: Item | None, new: Item | None) -> None:
@@ -768,8 +769,8 @@ class Invariants:
         # (Or what was looked for, and whoever looked died each time before saying so.)
         if listed and "unknown" not in states and id_ not in dead["processing"]:
             raise Violation("only unknown sends are listed", f"{text.name}: {states}", (id_,))
-        # (Or its own message is put aside, and brings somebody to look when it is redriven.)
-        if listed and id_ not in self._settles | dead["outbound.fifo"]:
+        # (Or its own message, which would bring somebody to look, is put aside or lost.)
+        if listed and id_ not in self._settles | dead["outbound.fifo"] | self._lost:
             raise Violation("unknown sends are looked for", text.name, (id_,))
         if item.get("outcome") or listed or id_ in dead["outbound.fifo"]:
             return
@@ -781,10 +782,10 @@ class Invariants:
             raise Violation("what is called sent was taken", text.name, (id_,))
 
     def _told_of(self, text: Text, dead: set[str]) -> None:
-        """Whoever has to decide about an unknown send was told of it."""
+        """Whoever has to decide about an unknown send was told of it, or lost what would tell."""
         item = self._item(f"C#{text.id.conversation}", f"OUT#{text.id.message}") or {}
         for number, part in (item.get("parts") or {}).items():
-            told = f"{text.id}-{number}" in self.listed or str(text.id) in dead
+            told = f"{text.id}-{number}" in self.listed or str(text.id) in dead | self._lost
             if part["state"] == "unknown" and not told:
                 raise Violation("unknown sends are looked for", text.name, (str(text.id),))
 
@@ -859,6 +860,8 @@ class Invariants:
         for person, events in said.items():
             if person in doubtful or person in self._out.unwanted:
                 continue
+            if any(str(text.id) in self._lost for *_, text in events):
+                continue  # a late duplicate says it anew
             called = [call for call in self._out.calls if call.person == person]
             if any(not call.timed and not call.by_hand for call in called):
                 continue
