@@ -77,7 +77,8 @@ class Reply:
     somebody last wanted it sent all the same. `not_before`: until when it was told to wait, and
     `has_slot` whether that is a slot of its own; `waited`: seconds that it was told to wait, in
     all. `counted_on`: the day (YYYYMMDD) for whose cap what is left of it is counted already.
-    `listed` since `unknown_since`: somebody may have to see to it.
+    `listed` since `unknown_since`: somebody may have to see to it. `ended_by_receipt`: nobody may
+    know yet that it has ended but who had that receipt.
     """
 
     id: MessageId
@@ -98,6 +99,7 @@ class Reply:
     counted_on: str = ""
     listed: bool = False
     unknown_since: float | None = None
+    ended_by_receipt: bool = False
 
     @property
     def current(self) -> PartEntry | None:
@@ -607,12 +609,12 @@ class Ledger:
         last: bool,
     ) -> Item:
         # (A part that was `sent` before was taken off the list then.)
-        unlisted = f" REMOVE {_LISTED}" if last else ""
+        ended = f", ended_by_receipt = :true REMOVE {_LISTED}" if last else ""
         return self._table.update(
             _key(id_),
             "SET parts.#n.#state = :sent, parts.#n.#status = :status, parts.#n.#rank = :rank,"
             " parts.#n.#error = :error,"
-            " parts.#n.provider_id = if_not_exists(parts.#n.provider_id, :id)" + unlisted,
+            " parts.#n.provider_id = if_not_exists(parts.#n.provider_id, :id)" + ended,
             condition="parts.#n.#state = :expected"
             " AND (attribute_not_exists(parts.#n.#rank) OR parts.#n.#rank < :rank)",
             names={
@@ -629,6 +631,7 @@ class Ledger:
                 ":rank": STATUS_RANK[receipt.status],
                 ":error": receipt.error,
                 ":id": receipt.id,
+                **({":true": True} if last else {}),
             },
         )
 
@@ -745,6 +748,7 @@ def reply_of(item: Item) -> Reply:
         counted_on=item.get("counted_on", ""),
         listed="unknown_bucket" in item,
         unknown_since=item.get("unknown_since"),
+        ended_by_receipt=item.get("ended_by_receipt", False),
         parts=None
         if parts is None
         else tuple(_part_entry(int(number), parts[number]) for number in sorted(parts, key=int)),

@@ -52,6 +52,9 @@ def record(
     if reply is not None:
         # (What says nothing new, too: whoever recorded it may have died before this.)
         events.told(receipt, reply)
+        if reply.ended_by_receipt:
+            # (Whoever sent it may have given up asking, and told nobody.)
+            events.ended(reply)
     return reply if reply is not None and reply.to_be_resumed else None
 
 

@@ -868,7 +868,8 @@ def test_what_is_erased_says_what_became_of_it_and_no_more(
     after = stored(runtime)
     kept = {"pk", "sk", "kind", "provider", "received_at", "expires_at"}
     assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
-    assert set(after) - kept <= {"parts", "outcome", "confirmation", "erased_at"}
+    said = {"parts", "outcome", "confirmation", "ended_by_receipt", "erased_at"}
+    assert set(after) - kept <= said
     assert after["erased_at"] == NOW + 1000
     for number, one in after.get("parts", {}).items():
         was = before["parts"][number]

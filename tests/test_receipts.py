@@ -10,8 +10,10 @@ from botocore.exceptions import ReadTimeoutError
 
 from chalicelib import receipts
 from chalicelib.consent import ConsentList
+from chalicelib.events import Events
 from chalicelib.ledger import Busy, Ledger, draft
 from chalicelib.messages import DeliveryReceipt, Keys, MessageId, Status
+from chalicelib.queues import PROCESSING, Envelope, Queues
 from chalicelib.table import Conflict, Table
 from tests.fakes import (
     HASH_KEY,
@@ -25,6 +27,7 @@ from tests.fakes import (
     events,
     logged,
     no_answer,
+    settings,
     tapped,
 )
 
@@ -182,6 +185,71 @@ def test_an_overtaken_receipt_is_for_the_caller(
     with pytest.raises(Busy):
         receipts.record(ledger, consent, NOBODY, receipt("delivered"))
     assert logged(capsys) == []
+
+
+# --- the end of a reply --------------------------------------------------------------------------
+
+
+def announced(runtime: FakeRuntime) -> list[str]:
+    """What was announced since the last call, by its type."""
+    sent = runtime.queues.sent[PROCESSING]
+    types = [Envelope.parse(one["MessageBody"]).payload["type"] for one in sent]
+    sent.clear()
+    return types
+
+
+@pytest.fixture
+def heard(runtime: FakeRuntime) -> Events:
+    variables = {"EVENTS_URL": "https://events.example.com"}
+    return Events(runtime, Queues(runtime, "test"), settings("processing", **variables))
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["at once", "after a death"])
+def test_a_receipt_that_settles_the_last_part_announces_the_end(
+    runtime: FakeRuntime, ledger: Ledger, consent: ConsentList, heard: Events, dies: bool
+) -> None:
+    # GIVEN a reply whose first part is sent, and of whose second nobody found out what became
+    other = MessageId("c" * 24, "e" * 24)
+    reply = ledger.open(
+        other,
+        kind="inbound",
+        provider="twilio",
+        ours=OURS,
+        theirs=THEIRS,
+        callback_url="",
+        received_at=NOW,
+    )
+    reply = draft(reply, [("A heron", ()), ("Another", ())])
+    first, second = reply.parts or ()
+    ledger.sent(reply, ledger.claim(reply, first, owner="me", lease_until=NOW + 65), "SM1")
+    reply = reply.with_sent(first)
+    ledger.unknown(
+        reply,
+        ledger.claim(reply, second, owner="me", lease_until=NOW + 65),
+        reason="read_timeout",
+    )
+    # WHEN a receipt of the first comes, THEN that is no end
+    receipts.record(ledger, consent, heard, receipt("delivered", reference=other.part(1)))
+    assert announced(runtime) == ["receipt.received"]
+
+    # WHEN one of the second comes, an hour later and perhaps to somebody who dies
+    runtime.clock += 3600
+    given = receipt("delivered", reference=other.part(2))
+    if dies:
+        runtime.queues.refuses[PROCESSING] = no_answer()
+        with pytest.raises(ReadTimeoutError):
+            receipts.record(ledger, consent, heard, given)
+        runtime.queues.refuses.clear()
+    # THEN the end is announced
+    receipts.record(ledger, consent, heard, given)
+    assert announced(runtime) == ["receipt.received", "reply.ended"]
+
+
+def test_a_receipt_of_what_was_sent_announces_no_end(
+    runtime: FakeRuntime, ledger: Ledger, consent: ConsentList, heard: Events
+) -> None:
+    receipts.record(ledger, consent, heard, receipt("delivered"))
+    assert announced(runtime) == ["receipt.received"]
 
 
 # --- opt-outs ------------------------------------------------------------------------------------
