@@ -400,7 +400,9 @@ class Reconciliation:
         if reply is not None and reply.parts is not None:
             envelope = Envelope("resume", id_.conversation, str(id_), reply.received_at, {})
         elif text is not None:
-            envelope = inbound(text, id_, self._callback_url(text.provider), raw=False)
+            # (What was taken up from the provider's list was asked long before it came.)
+            asked = replace(text, received_at=text.said_at(text.received_at))
+            envelope = inbound(asked, id_, self._callback_url(text.provider), raw=False)
         elif str(id_) in self._letters[DEAD_LETTERS[PROCESSING]]:
             self._open("dead_lettered", str(id_))  # with the text
             return

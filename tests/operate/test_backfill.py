@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 
 from chalicelib.ledger import DAY
 from chalicelib.messages import MessageId
-from chalicelib.queues import Queues
+from chalicelib.queues import OUTBOUND, Queues
 from spillway import cli
 from spillway.operate import backfill
 from spillway.operate.backfill import UNDER_WAY, Backfilled, fill
-from spillway.operate.reconciliation import Reconciliation
+from spillway.operate.reconciliation import RECENT, Reconciliation
 from spillway.problem import Problem
 from spillway.simulator import twilio
 from spillway.simulator.app import application
@@ -375,6 +375,39 @@ def test_a_death_after_either_queue_is_made_good(
     # THEN each has ended, once
     assert [reply(world, id_) for id_ in ids] == ["expired"] * 3
     assert agree(world)
+
+
+def test_an_old_question_is_not_answered_by_a_reconciliation(
+    world: World, provider: Twilio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN a text of 20 hours ago, and a backfill that dies before the sender's queue has it
+    provider.cut = True
+    id_ = provider.text("is the heron lost")
+    provider.cut = False
+    asked_at = world.runtime.clock
+    world.runtime.clock += 20 * HOUR
+    send = Queues.send
+
+    def dying(self: Queues, to: str, *arguments: Any, **more: Any) -> None:
+        if to == OUTBOUND:
+            raise Died
+        send(self, to, *arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Queues, "send", dying)
+        with pytest.raises(Died):
+            filled(world)
+    world.work()
+    # WHEN a reconciliation comes as soon as it judges what was taken up then
+    world.runtime.clock += RECENT + 60
+    found = Reconciliation(world.stage, wait=0.1).run()
+    world.work()
+    # THEN nothing is sent: nobody waits for the answer any more
+    assert found.put_right["never_answered"] == [str(id_)]
+    ended = world.ledger.find(id_)
+    assert ended is not None
+    assert (ended.state, ended.received_at) == ("expired", int(asked_at))
+    assert provider.sent() == []
 
 
 def test_in_a_conversation_they_are_answered_in_order(world: World, provider: Twilio) -> None:
