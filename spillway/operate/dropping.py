@@ -22,7 +22,8 @@ from chalicelib.ledger import Ledger, reply_of
 from chalicelib.messages import MessageId, parse_reference
 from chalicelib.queues import PROCESSING, Envelope
 from chalicelib.table import Table
-from spillway.operate.letters import PATIENCE, SOURCES, Letter, said_in, work_through
+from spillway.operate.letters import PATIENCE, SOURCES, Letter, Said, said_in, work_through
+from spillway.operate.words import printable
 from spillway.stage import Stage
 from spillway.stores import DROPPED
 
@@ -52,13 +53,19 @@ class Drop:
         table = Table(runtime, stage.name)
         self._ledger = Ledger(table, runtime, keep_days=settings.message_days)
         self._consent = ConsentList(table, stage.stores.keys, settings.brand)
+        self._heard = bool(settings.event_bus or settings.events_url)
 
     def must_stay(self, letter: Letter) -> bool:
         """Whether somebody said STOP in it, or a provider for them, and the list does not know."""
+        said = self._unrecorded(letter)
+        return said is not None and said.event == "stop"
+
+    def _unrecorded(self, letter: Letter) -> Said | None:
         said = said_in(letter.envelope, self._consent, self._ledger)
-        if said is None or said.event != "stop" or not said.number:
-            return False
-        return not self._consent.knows(said.number, said.event, said.at, said.id)
+        if said is None or not said.number:
+            return None
+        known = self._consent.knows(said.number, said.event, said.at, said.id)
+        return None if known else said
 
     def lost_with(self, letter: Letter) -> str:
         """What will not happen any more when the letter is gone."""
@@ -66,12 +73,29 @@ class Drop:
             return "nothing of ours"
         if letter.kind == "unreadable":
             return "a payload that could not be read"
+        if letter.kind == "event":
+            type_ = printable(str(letter.envelope.payload.get("type", "?")))
+            return f"an event, which your systems have not heard: {type_}"
+        if letter.kind == "consent":
+            said = self._unrecorded(letter)
+            if said is not None:
+                return f"what somebody stated, and the list of consent does not have: {said.event}"
+            if said_in(letter.envelope, self._consent, self._ledger) is None:
+                return "what somebody stated, which cannot be read"
+            return "nothing: the list of consent has it, or what was said later"
+        if letter.kind == "replay":
+            return "a replay: what is stored of the text stays as it is"
+        # (Whoever works on it announces what came of it, once more if it was announced before.)
+        event = "; and its event, if your systems have not heard it" if self._heard else ""
+        return self._lost_of_a_message(letter, letter.envelope) + event
+
+    def _lost_of_a_message(self, letter: Letter, envelope: Envelope) -> str:
         named = parse_reference(letter.message)
         id_ = named[0] if named else MessageId.parse(letter.message)
         stored, replied = self._stage.stores.message(id_) if id_ else (None, None)
         state = reply_of(replied).state if replied else ""
         if letter.kind == "receipt":
-            status = letter.envelope.payload.get("status", "?")
+            status = envelope.payload.get("status", "?")
             return f"the provider's word that a part is {status}; the ledger says {state or '?'}"
         if letter.kind in ("settle", "resume"):
             return f"a reminder of a reply; the ledger says {state or 'nothing of it'}"

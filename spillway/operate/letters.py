@@ -196,7 +196,7 @@ class Said:
 def said_in(envelope: Envelope | None, consent: ConsentList, ledger: Ledger) -> Said | None:
     """What a text says, a statement, or a receipt which says that somebody opted out."""
     try:
-        if envelope is not None and envelope.kind == "inbound":
+        if envelope is not None and envelope.kind in ("inbound", "replay"):
             return _said_in_text(envelope, consent, ledger)
         if envelope is not None and envelope.kind == "receipt":
             return _said_in_receipt(envelope, ledger)

@@ -9,9 +9,9 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from typer.testing import CliRunner
@@ -20,7 +20,8 @@ from chalicelib.batches import Batch
 from chalicelib.consent import ConsentList
 from chalicelib.ledger import DAY, Ledger, draft
 from chalicelib.messages import DeliveryReceipt, Keys, MessageId
-from chalicelib.queues import Envelope, Queues
+from chalicelib.queues import Envelope, Kind, Queues
+from chalicelib.statements import Statement, id_of
 from chalicelib.table import Table
 from spillway import cli, stores
 from spillway.operate import dlq, dropping, letters, redriving
@@ -629,6 +630,18 @@ def test_a_death_at_any_call_of_a_drop_loses_nothing(world: World) -> None:
 OPTED_OUT = "21610"
 
 
+def statement(event: str, at: float) -> Envelope:
+    """What a client of ours states of somebody's consent."""
+    said = {"number": PERSON, "event": event, "at": at, "source": "telephone", "note": ""}
+    id_ = id_of(KEYS, Statement(PERSON, event, at, "telephone"))  # type: ignore[arg-type]
+    return Envelope("consent", "", str(id_), at, said)
+
+
+def replayed(text: Envelope) -> Envelope:
+    payload = {**text.payload, "archived_in": "messages/heron"}
+    return Envelope("replay", text.conversation, text.id, text.received_at, payload)
+
+
 @pytest.mark.parametrize(
     ("words", "recorded", "stays"),
     [
@@ -644,6 +657,11 @@ OPTED_OUT = "21610"
         ("heron", [], False),
         ("a receipt", [], True),
         ("a receipt", [("stop", 50.0, "another")], False),
+        ("a statement", [], True),
+        ("a statement", [("stop", 0.0, "its own")], False),
+        ("a statement", [("start", 50.0, "another")], False),
+        ("a replay of STOP", [], True),
+        ("a replay of STOP", [("stop", 50.0, "another")], False),
     ],
 )
 def test_a_stop_is_dropped_only_where_it_is_recorded(
@@ -654,11 +672,15 @@ def test_a_stop_is_dropped_only_where_it_is_recorded(
     if words == "a receipt":
         answer(world, text, "heron")
         letter = receipt(text, "undelivered", OPTED_OUT)
+    elif words == "a statement":
+        letter = text = statement("stop", text.received_at)
+    elif words == "a replay of STOP":
+        letter = replayed(world.text("STOP", "SM1"))
     for event, at, id_ in recorded:
         world.consent.record(
             PERSON,
             event,
-            text.received_at + at + (100 if letter is not text else 0),
+            text.received_at + at + (100 if letter.kind == "receipt" else 0),
             words="",
             source="twilio",
             id_=text.id if id_ == "its own" else id_,
@@ -689,26 +711,65 @@ def test_it_asks_and_says_what_is_lost(
         run("drop")
 
 
-@pytest.mark.parametrize(
-    ("kind", "lost"),
-    [
-        ("garbage", "nothing of ours"),
-        ("receipt", "the provider's word that a part is delivered; the ledger says sent"),
-        ("settle", "a reminder of a reply; the ledger says sent"),
-        ("answered", "nothing more: the ledger says sent"),
-        ("outgoing", "a text that is not sent"),
-    ],
-)
+LOST = [
+    ("garbage", "nothing of ours"),
+    ("unreadable", "a payload that could not be read"),
+    ("receipt", "the provider's word that a part is delivered; the ledger says sent"),
+    ("settle", "a reminder of a reply; the ledger says sent"),
+    ("resume", "a reminder of a reply; the ledger says sent"),
+    ("answered", "nothing more: the ledger says sent"),
+    ("outgoing", "a text that is not sent"),
+    ("event", "an event, which your systems have not heard: message.received"),
+    ("replay", "a replay: what is stored of the text stays as it is"),
+    ("stop", "what somebody stated, and the list of consent does not have: stop"),
+    ("start", "what somebody stated, and the list of consent does not have: start"),
+    ("recorded", "nothing: the list of consent has it, or what was said later"),
+    ("illegible", "what somebody stated, which cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("kind", "lost"), LOST)
 def test_what_is_lost_with_a_letter(world: World, kind: str, lost: str) -> None:
     text = world.text("heron", "SM1")
     answer(world, text, "it is")
+    # (It is stored: that says nothing of what else is about it.)
+    world.table.insert(
+        {"pk": f"C#{text.conversation}", "sk": f"IN#{text.id.partition('-')[2]}", "text": "heron"}
+    )
+    told = {"id": f"message.received.{text.id}", "type": "message.received", "data": {}}
     bodies: dict[str, Envelope | str] = {
         "garbage": "heron",
+        "unreadable": Envelope("unreadable", "", "", world.now, {"provider": "twilio"}),
         "receipt": receipt(text),
         "settle": Envelope("settle", text.conversation, text.id, world.now, {"part": 1}),
+        "resume": Envelope("resume", text.conversation, text.id, world.now, {}),
         "answered": text,
         "outgoing": outgoing("heron"),
+        "event": Envelope("event", text.conversation, text.id, world.now, told),
+        "replay": replayed(text),
+        "stop": statement("stop", world.now),
+        "start": statement("start", world.now),
+        "recorded": statement("start", world.now - 50),
+        "illegible": statement("perhaps", world.now),
     }
+    kinds = {one.kind for one in bodies.values() if isinstance(one, Envelope)}
+    assert kinds == set(get_args(Kind))
+    if kind == "recorded":
+        world.consent.record(PERSON, "stop", world.now, words="", source="twilio", id_="x")
     world.put_aside(SENDING, bodies[kind])
     (letter,) = world.letters(SENDING)
     assert Drop(world.stage).lost_with(letter) == lost
+
+
+def test_where_somebody_hears_of_it_its_event_is_lost_too(world: World) -> None:
+    assert world.stage.local is not None
+    sender = {**world.stage.local["settings"]["sender"], "EVENT_BUS": "spillway-ops"}
+    local = {"settings": {**world.stage.local["settings"], "sender": sender}}
+    text = world.text("heron", "SM1")
+    answer(world, text, "it is")
+    world.put_aside(SENDING, text)
+    (letter,) = world.letters(SENDING)
+    lost = Drop(replace(world.stage, local=local)).lost_with(letter)
+    assert lost == (
+        "nothing more: the ledger says sent; and its event, if your systems have not heard it"
+    )
