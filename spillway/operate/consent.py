@@ -17,6 +17,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -76,7 +77,7 @@ def show(number: NumberArgument, stage: StageOption = LOCAL, as_json: JsonOption
     if number_kind(number) not in ("e164", "short_code"):
         raise Problem("NUMBER must be a number such as +14155550100.")
     with stage_named(stage) as found:
-        entry = list_of(found).find(number)
+        entry = _list(found).find(number)
     _show(stage, number, entry, as_json)
 
 
@@ -256,11 +257,14 @@ def export(
 
 
 def list_of(stage: Stage) -> ConsentList:
-    """The list of consent of a stage."""
-    table = Table(stage.runtime(), stage.name)
+    """The list of consent of a stage, of whose changes your own systems hear."""
     events = stage.events()
-    brand = stage.settings("sender").brand
-    return ConsentList(table, stage.stores.keys, brand, events.consented if events.on else None)
+    return _list(stage, events.consented if events.on else None)
+
+
+def _list(stage: Stage, announce: Callable[..., None] | None = None) -> ConsentList:
+    table = Table(stage.runtime(), stage.name)
+    return ConsentList(table, stage.stores.keys, stage.settings("sender").brand, announce)
 
 
 def _state(

@@ -3,22 +3,31 @@ nothing else."""
 
 from __future__ import annotations
 
+import json
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from botocore.client import BaseClient
+from typer.testing import CliRunner
 
 from chalicelib.ledger import DAY
 from chalicelib.messages import MessageId
 from chalicelib.table import Table
+from spillway import cli
+from spillway.operate import consent, dlq, unknown
 from spillway.operate.backfill import fill
 from spillway.operate.reconciliation import Reconciliation
 from spillway.operate.replay import Replay
 from spillway.stage import Stage
-from tests.operate.world import NAME, World
+from tests.fakes import SECRETS, inbound
+from tests.operate.world import NAME, PERSON, World
 from tests.pages import DOCS
 from tests.signing import twilio_event
 
@@ -54,6 +63,26 @@ def made(world: World, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     monkeypatch.setattr(Stage, "runtime", lambda self: world.runtime)
     world.runtime.clock = time.time() - HOUR
     return found
+
+
+def forget(stage: Stage) -> None:
+    """What an earlier command has asked for is asked for again."""
+    for name in ("keys", "urls"):
+        stage.stores.__dict__.pop(name, None)
+
+
+def spillway(monkeypatch: pytest.MonkeyPatch, stage: Stage, *arguments: str) -> Any:
+    """A command on the stage; what it says as JSON, if it was asked to."""
+
+    @contextmanager
+    def named(name: str) -> Iterator[Stage]:
+        yield stage
+
+    for module in (consent, dlq, unknown):
+        monkeypatch.setattr(module, "stage_named", named)
+    result = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout) if "--json" in arguments else None
 
 
 def quarantine_and_texts(world: World) -> list[MessageId]:
@@ -127,8 +156,7 @@ def test_what_a_backfill_needs(world: World, made: set[str]) -> None:
         "date_created": "Tue, 24 Nov 2026 06:30:00 +0000",
     }
     world.runtime._answer = lambda request: httpx.Response(200, json={"messages": [listed]})
-    world.stage.stores.__dict__.pop("keys", None)
-    world.stage.stores.__dict__.pop("urls", None)
+    forget(world.stage)
     world.runtime.clock = 1_795_600_000.0
     secrets = world.stage.aws.client("secretsmanager")
     world.runtime.__dict__["secretsmanager"], kept = secrets, world.runtime.vault
@@ -161,8 +189,7 @@ def test_what_a_replay_needs(world: World, made: set[str]) -> None:
         Key=key,
         Body=re.sub(rb'"body": "[^"]*"', b'"body": "eyJldmVudHMiOiBbXX0="', body),
     )
-    for name in ("keys", "urls"):
-        world.stage.stores.__dict__.pop(name, None)
+    forget(world.stage)
     made.clear()
     one = Replay(world.stage, rate=1000.0)
     one.since(world.runtime.clock - DAY, None)
@@ -170,3 +197,95 @@ def test_what_a_replay_needs(world: World, made: set[str]) -> None:
     one.quarantined()
     assert one.done.good
     assert made == documented("replay")
+
+
+def test_what_dead_letters_need(
+    world: World, made: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN one to be put back, and one to be dropped
+    again, never = (inbound("heron", id_=name, received_at=world.runtime.clock) for name in "ab")
+    world.put_aside("processing-dlq", again, never)
+    world.runtime.clock += 2 * HOUR
+    forget(world.stage)
+    made.clear()
+    spillway(monkeypatch, world.stage, "dlq", "list")
+    spillway(monkeypatch, world.stage, "dlq", "show", never.id)
+    spillway(monkeypatch, world.stage, "dlq", "drop", "--id", never.id, "--yes")
+    spillway(monkeypatch, world.stage, "dlq", "redrive")
+    assert world.letters() == []
+    assert made == documented("dlq")
+
+
+def test_what_unknown_sends_need(
+    world: World, made: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN a send whose answer was lost, and a Twilio that lists nothing
+    world.refused = "You wrote: heron"
+    world.text("heron", "SM-1")
+    world.work()
+    world.runtime.clock += 2 * HOUR
+    answers = httpx.MockTransport(lambda request: httpx.Response(200, json={"messages": []}))
+    secrets = world.stage.aws.client("secretsmanager")
+    monkeypatch.setitem(world.runtime.__dict__, "http", httpx.Client(transport=answers))
+    monkeypatch.setitem(world.runtime.__dict__, "secretsmanager", secrets)
+    name = f"spillway/{NAME}/twilio"
+    secrets.create_secret(Name=name, SecretString=json.dumps(SECRETS["twilio"]))
+    forget(world.stage)
+    made.clear()
+    try:
+        told = spillway(monkeypatch, world.stage, "unknown", "list", "--json")
+        (reference,) = (one["reference"] for one in told["listed"])
+        said = spillway(monkeypatch, world.stage, "unknown", "show", reference, "--json")
+        assert said["provider_says"]["answer"] == "not_sent"
+        spillway(
+            monkeypatch,
+            world.stage,
+            *("unknown", "settle", reference, "--resend", "--attempt", "1", "--json"),
+        )
+    finally:
+        secrets.delete_secret(SecretId=name, ForceDeleteWithoutRecovery=True)
+    assert made - {"secretsmanager:DeleteSecret"} == documented("unknown")
+
+
+def test_what_the_list_of_consent_needs(
+    world: World, made: set[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # GIVEN a stage of which somebody hears, and the functions whose settings are asked for
+    assert world.stage.local is not None
+    settings = {
+        role: {**variables, "EVENT_BUS": "spillway-ops"}
+        for role, variables in world.stage.local["settings"].items()
+    }
+    heard = replace(world.stage, local={**world.stage.local, "settings": settings})
+    asked: set[str] = set()
+    variables = Stage.variables
+
+    def noted(self: Stage, role: str) -> dict[str, str]:
+        asked.add(role)
+        return variables(self, role)
+
+    monkeypatch.setattr(Stage, "variables", noted)
+    numbers = tmp_path / "list.txt"
+    numbers.write_text(f"{PERSON}\n")
+    at = ("--source", "mail", "--at", str(world.runtime.clock))
+    forget(world.stage)
+    made.clear()
+    # WHEN it is only read, THEN that is little
+    spillway(monkeypatch, heard, "consent", "show", PERSON)
+    assert (made, asked) == (
+        {"dynamodb:GetItem", "secretsmanager:GetSecretValue"},
+        {"sender"},
+    )
+    made.clear()
+    asked.clear()
+    spillway(monkeypatch, heard, "consent", "export", str(tmp_path / "out.csv"))
+    assert (made, asked) == ({"dynamodb:DescribeTable", "dynamodb:Scan"}, {"sender"})
+    # WHEN it is added to, THEN the rest is needed
+    forget(world.stage)
+    spillway(monkeypatch, heard, "consent", "show", PERSON)
+    spillway(monkeypatch, heard, "consent", "stop", PERSON, *at)
+    world.runtime.clock += HOUR
+    spillway(monkeypatch, heard, "consent", "start", PERSON, "--yes", "--source", "mail")
+    spillway(monkeypatch, heard, "consent", "import", str(numbers), "--event", "stop", *at)
+    assert made == documented("consent")
+    assert asked == {"sender", "processing"}
