@@ -3,8 +3,8 @@
 A batch goes through these steps, and a death after any of them repeats them without harm:
 
     read the table     what is stored already is done
-    each message       STOP is recorded, the text analysed, external sources asked, attachments
-                       fetched and archived, all validated
+    each message       STOP is recorded (START, too, where it is replayed), the text analysed,
+                       external sources asked, attachments fetched and archived, all validated
     archive            one object for all of them; the same batch again is the same object
     store              one conditional item each, naming its object
     announce           what was stored, now or before, where the business's own systems are to hear
@@ -196,12 +196,13 @@ class Processing:
         message = envelope.inbound()
         body = text.normalise(message.text)
         event = message.consent_hint or event_in(body)
-        if event == "stop":
+        if event == "stop" or (event == "start" and envelope.kind == "replay"):
             # Here too, and before the look-ups: a conversation that is held up on its way to an
-            # answer must not hold up a STOP.
+            # answer must not hold up a STOP. What is replayed comes to nobody else. (A YES of then
+            # is no START: whether they knew themselves opted out nobody can say any more.)
             self._consent.record(
                 message.sender,
-                "stop",
+                event,
                 message.said_at(self._first_received_at(envelope)),
                 words=body,
                 source=message.provider,

@@ -210,7 +210,7 @@ def said_in(envelope: Envelope | None, consent: ConsentList, ledger: Ledger) -> 
 
 def _said_in_text(envelope: Envelope, consent: ConsentList, ledger: Ledger) -> Said | None:
     message = envelope.inbound()
-    opted_out = consent.opted_out(message.sender)
+    opted_out = envelope.kind == "inbound" and consent.opted_out(message.sender)
     event = message.consent_hint or event_in(normalise(message.text), opted_out)
     if event is None:
         return None

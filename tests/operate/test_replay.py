@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from chalicelib import processing
-from chalicelib.consent import event_in
+from chalicelib.consent import event_in, events_of
 from chalicelib.ledger import DAY
 from chalicelib.lookups import LookUps
 from chalicelib.messages import DeliveryReceipt, InboundMessage, MessageId, WebhookRequest
@@ -22,6 +22,7 @@ from chalicelib.providers.base import PayloadError
 from chalicelib.providers.twilio import Twilio
 from chalicelib.queues import Envelope
 from chalicelib.receiving import inbound
+from chalicelib.sending import Sender
 from chalicelib.table import Table
 from spillway import cli
 from spillway.operate import replay
@@ -256,6 +257,47 @@ def test_a_stop_that_was_not_seen_counts_from_when_it_was_said(
     replayed(world)
     world.work()
     assert not world.consent.opted_out(PERSON)
+
+
+@pytest.mark.parametrize(
+    ("words", "hint", "stopped", "opted_out"),
+    [
+        ("START", {}, -60.0, False),
+        # What was said later counts.
+        ("START", {}, 60.0, True),
+        ("heron", {"OptOutType": "START"}, -60.0, False),
+        # It may have answered anything, while nobody had seen the STOP.
+        ("YES", {}, -60.0, True),
+    ],
+)
+def test_a_start_that_was_not_seen_counts_from_when_it_was_said(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    words: str,
+    hint: dict[str, str],
+    stopped: float,
+    opted_out: bool,
+) -> None:
+    # GIVEN a text that a bug kept from being understood, and a STOP that is known by now
+    said_at = world.runtime.clock
+    with monkeypatch.context() as patch:
+        patch.setattr(Sender, "_consent_event", lambda self, message: None)
+        world.text(words, "SM-1", **hint)
+        world.work()
+    at = said_at + stopped
+    world.consent.record(PERSON, "stop", at, words="", source="telephone", id_="x")
+    world.runtime.clock += 2 * HOUR
+    sent = world.sent
+    # WHEN it is replayed, twice
+    for _ in range(2):
+        replayed(world)
+        world.work()
+        world.runtime.clock += 2 * HOUR
+    # THEN it counts from when it was said, once, and nobody is sent anything
+    assert world.consent.opted_out(PERSON) is opted_out
+    events = [(one["event"], one["at"]) for one in events_of(world.consent.find(PERSON))]
+    assert events == [("stop", at)] + ([] if opted_out else [("start", said_at)])
+    assert world.sent == sent
 
 
 def test_what_was_found_before_and_is_not_any_more_goes(
