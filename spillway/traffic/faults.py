@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 # Messages a second for which a plan leaves room: little more than half of what two cores carry.
@@ -38,6 +39,7 @@ _OF_A_PROVIDER: Mapping[str, Mapping[str, Any]] = {
 }
 _OF_A_LOOK_UP: Mapping[str, Mapping[str, Any]] = {
     "slow (5 s)": {"delay": 5},
+    "throttled (429, Retry-After 5)": {"fail": "throttled", "retry_after": 5},
     "failing (500)": {"fail": "server_error"},
     "down (refuses connections)": {"fail": "down"},
 }
@@ -100,12 +102,13 @@ def draw(seed: int, messages: int, providers: Sequence[str]) -> Plan:
     ]
     chance.shuffle(others)
     # A provider that failed is left alone for a while (breaker.py), and how it fails next nobody
-    # sees. So the providers take turns, and another service is between them.
+    # sees. So the providers take turns, and another service is between them, or two.
+    pairs = list(zip_longest([(providers, *way) for way in ways], others))
     steps = [
         (services[(turn + number) % len(services)], what, behaviour)
         for turn in range(2 if length >= TWO_TURNS else 1)
-        for number, (way, other) in enumerate(zip(ways, others, strict=True))
-        for services, what, behaviour in ((providers, *way), other)
+        for number, pair in enumerate(pairs)
+        for services, what, behaviour in filter(None, pair)
     ]
     slot = length / len(steps)
     faults = [

@@ -13,7 +13,7 @@ from spillway.traffic.faults import PACE, SHORTEST, Fault, draw
 BOTH = ["twilio", "telnyx"]
 WAYS = {
     "provider": {"throttled", "server_error", "failed_answer", "lost_answer", "no_answer", "down"},
-    "look-up": {"server_error", "down"},
+    "look-up": {"throttled", "server_error", "down"},
     "reply": {"throttled", "server_error", "down"},
 }
 
@@ -58,6 +58,9 @@ def test_in_a_long_plan_each_provider_fails_in_each_way() -> None:
     # AND they take turns: what one does while it is left alone, nobody sees
     order = [fault.service for fault in plan.faults if fault.service in BOTH]
     assert sum(one == following for one, following in itertools.pairwise(order)) == 0
+    # AND another service is between them
+    both = itertools.pairwise(fault.service for fault in plan.faults)
+    assert not any(one in BOTH and following in BOTH for one, following in both)
 
 
 @pytest.mark.parametrize("fault", draw(1, 10_000, BOTH).faults, ids=lambda fault: fault.what[:30])
