@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from chalicelib.batches import Defer, GiveUp
@@ -45,6 +46,7 @@ from chalicelib.queues import OUTBOUND, PROCESSING, Envelope, Queues
 from chalicelib.runtime import Runtime, is_transient
 from chalicelib.table import Table
 from chalicelib.vault import Vault
+from chalicelib.yours.quiet_hours import quiet_until
 
 # When we look, in seconds since the part became unknown: after 1, 2, 5, 15, 15 and 15 minutes more.
 LOOKS = (60.0, 180.0, 480.0, 1380.0, 2280.0, 3180.0)
@@ -183,6 +185,7 @@ class Settling:
         self._runtime = runtime
         self._settings = settings
         self._brakes = Brakes(settings)
+        self._quiet_until = quiet_until
         self._queues = queues
         self._table = table
         self._ledger = ledger
@@ -266,7 +269,14 @@ class Settling:
             and part.error not in (_MISMATCH, _REFUSED)
             and self._runtime.now() - (part.first_started_at or 0.0) < REPEATABLE
             and self._is_wanted(reply)
+            # (What is sent again goes by the sender, which waits for the morning.)
+            and not (reply.kind == "outgoing" and self._is_quiet(reply))
         )
+
+    def _is_quiet(self, reply: Reply) -> bool:
+        now = datetime.fromtimestamp(self._runtime.now(), UTC)
+        until = self._quiet_until(reply.ours, reply.theirs, now)
+        return until is not None and until > now
 
     def _repeat(
         self, reply: Reply, part: PartEntry, provider: Provider, secrets: Mapping[str, Any]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -783,6 +784,47 @@ def test_to_whom_nothing_may_be_sent_nothing_is_repeated(
     world.settle()
     assert len(world.carrier.handed) == repeated
     assert world.resumed() == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "until", "repeated"),
+    [
+        ("outgoing", NOW + 3600, False),
+        ("outgoing", NOW, True),
+        ("outgoing", None, True),
+        # Who writes at night is awake.
+        ("inbound", NOW + 3600, True),
+    ],
+)
+def test_at_night_no_message_is_repeated(
+    build: Build, kind: str, until: float | None, repeated: bool
+) -> None:
+    # GIVEN a send of unknown outcome, and a night that began after it
+    world = build(Repeatable())
+    world.unknown(kind=kind)
+
+    def hook(ours: str, theirs: str, now: datetime) -> datetime | None:
+        assert (ours, theirs, now.timestamp()) == (OURS, THEIRS, world.runtime.clock)
+        return None if until is None else datetime.fromtimestamp(until, UTC)
+
+    world.processing._settling._quiet_until = hook
+    # WHEN it is looked for, THEN the request that might be the one that sends is not made
+    world.runtime.clock += 60
+    world.settle()
+    assert len(world.carrier.handed) == repeated
+    # ... until the morning
+    world.runtime.clock = NOW + 3600
+    world.settle()
+    assert len(world.carrier.handed) == 1
+
+
+def test_what_is_sent_again_at_night_waits_at_the_sender(build: Build) -> None:
+    world = build(UNKNOWN_SENDS="resend")
+    world.unknown(kind="outgoing")
+    world.processing._settling._quiet_until = lambda ours, theirs, now: now + timedelta(hours=8)
+    world.runtime.clock += LISTED_AFTER
+    world.settle()
+    assert (world.part().state, len(world.resumed())) == ("waiting", 1)
 
 
 # --- UNKNOWN_SENDS=resend ----------------------------------------------------------------------
