@@ -43,9 +43,10 @@ def reconcile(
     """Prove that table, archive and ledger agree; put right what can be.
 
     Each text must be in the table and in the archive once, both must say the
-    same, and it must be answered, or have a reason why not. What does not match
-    is read again once the queues are empty (or, where they never are, when it
-    is older than a day): what is under way is no difference.
+    same, its pictures must be there, and it must be answered, or have a reason
+    why not. What does not match is read again once the queues are empty (or,
+    where they never are, when it is older than a day): what is under way is no
+    difference.
 
     Put right: lines that no item names are taken out of the archive, an item
     that the table lost is made again from its line, and what was never begun to
@@ -53,8 +54,8 @@ def reconcile(
     as expired. The rest is listed by message id, with what to do about it. It
     never shows a number or a text, and may be interrupted and run again.
 
-    All of the table and of the archive is read, once. On disk (TMPDIR) it takes
-    0.3 GB for each million texts while it runs.
+    All of the table and of the archive is read, once; of pictures their names.
+    On disk (TMPDIR) it takes 0.3 GB for each million texts while it runs.
 
     Exit code: 0 when nothing is open, 1 when something is.
     """

@@ -3,11 +3,12 @@ the same, each answered or with a reason.
 
 Two passes, and neither holds more than an object or a conversation in memory. The table is read
 once; of each text the archived object that it names, its id and a digest of what it says go into a
-file that is gone with the process, and replies are held against the texts of their conversation on
-the way, as DynamoDB returns a conversation in one piece. Then that file, in the order of the
-objects, and the archive's listing, which has the same order, are merged. Whatever does not match is
-only in doubt: the stores have moved on meanwhile. It is read again by its keys, once the queues
-were seen empty or enough time has passed, and judged by that.
+file that is gone with the process, as do the keys of its pictures, and replies are held against the
+texts of their conversation on the way, as DynamoDB returns a conversation in one piece. Then that
+file, in the order of the objects, and the archive's listing, which has the same order, are merged;
+of pictures the listing is enough. Whatever does not match is only in doubt: the stores have moved
+on meanwhile. It is read again by its keys, once the queues were seen empty or enough time has
+passed, and judged by that.
 
 Whoever puts right what a death or a lost message left behind changes nothing that a function may
 still come back to:
@@ -73,6 +74,9 @@ OPEN: Mapping[str, str] = {
     "what the provider sent, if the line is the right one",
     "not_stored": "in the ledger, and in neither table nor archive: spillway backfill asks the "
     "provider for the text",
+    "picture_lost": "its item names a picture that is not in the archive: somebody deleted it; "
+    "look for who may write there. A replay does not fetch what an item names: who finds it at the "
+    "provider, by the address in the item, puts it back under the key there",
     "words_lost": "its reply was begun and stands on no queue, and what it was to answer or to say "
     "is nowhere: who posted it may post it again under another key",
     "dead_lettered": "on a dead-letter queue: mend the cause and put it back "
@@ -95,6 +99,7 @@ _SCHEMA = """
 PRAGMA journal_mode = OFF;
 PRAGMA cache_size = -8192;
 CREATE TABLE stored (object TEXT, id TEXT, digest BLOB);
+CREATE TABLE pictures (key TEXT, id TEXT);
 CREATE TABLE doubtful (id TEXT, object TEXT);
 BEGIN;
 """
@@ -166,6 +171,7 @@ class Reconciliation:
         self._db.executescript(_SCHEMA)
         try:
             self._read_table()
+            self._read_pictures()
             self._read_archive(started)
             if self._db.execute("SELECT count(*) FROM doubtful").fetchone()[0]:
                 self._found.unseen = wait_for_queues(self._stage, self._wait, self._tell)
@@ -217,8 +223,24 @@ class Reconciliation:
             "INSERT INTO stored VALUES (?, ?, ?)",
             (str(item.get("archive_key", "")), id_, _digest(_said_by(item))),
         )
+        self._db.executemany(
+            "INSERT INTO pictures VALUES (?, ?)", [(key, id_) for key in _pictures_of(item)]
+        )
         message = _message(item)
         return message is not None and answerable(message)
+
+    def _read_pictures(self) -> None:
+        """(Each was written before the item that names it.)"""
+        listed = self._stores.objects("media/")
+        there: str | None = ""
+        noted = self._db.execute("SELECT key, id FROM pictures ORDER BY key")
+        for number, (key, id_) in enumerate(noted, start=1):
+            while there is not None and there < key:
+                there = next(listed, None)
+            if there != key:
+                self._doubt(id_)
+            if number % 1000 == 0:
+                self._tell("reading the list of pictures", number, 0)
 
     def _read_archive(self, until: float) -> None:
         """Objects that were written after the beginning are left to the next run: of a batch that
@@ -324,6 +346,7 @@ class Reconciliation:
             self._take_out_later(id_, lines)
         else:
             self._judge_stored(id_, item, lines)
+            self._judge_pictures(id_, item)
         self._judge_reply(id_, item, reply, replied or item or {})
 
     def _lines(self, key: str) -> list[_Line]:
@@ -382,6 +405,13 @@ class Reconciliation:
                 return
             self._put_right("other_copy", str(id_))
         self._take_out_later(id_, lines, stays)
+
+    def _judge_pictures(self, id_: MessageId, item: Item) -> None:
+        if self._is_archive_past(item):
+            return
+        for key in _pictures_of(item):
+            if key not in self._stores.objects(key):
+                self._open("picture_lost", str(id_))
 
     def _judge_reply(
         self, id_: MessageId, item: Item | None, reply: Reply | None, kept_until: Item
@@ -550,6 +580,14 @@ def _said_by(item: Item) -> Item:
 def _said_on(line: Item) -> Item:
     """What of a line its item says, too: all but the payload as it came."""
     return kept({name: value for name, value in line.items() if name != "raw"})
+
+
+def _pictures_of(item: Item) -> list[str]:
+    """The keys that a text's item names."""
+    media = item.get("media")
+    some = media if isinstance(media, list) else []
+    named = [one.get("key") for one in some if isinstance(one, dict)]
+    return [key for key in named if isinstance(key, str)]
 
 
 def _without_copy(said: Item) -> Item:
