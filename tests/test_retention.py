@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import re
 from itertools import count
+from typing import Any
 
 import pytest
 
 from chalicelib import batches
-from chalicelib.config import SettingError
+from chalicelib.config import Pace, SettingError
 from chalicelib.ledger import DAY
+from chalicelib.pacing import Pacer
 from spillway.operate import erasure
-from tests.fakes import settings
+from tests.fakes import NOW, OURS, FakeRuntime, settings
 from tests.pages import DOCS, ROOT, rows
 from tests.test_delivery_arithmetic import CONFIG, DATA, RETENTION, TEMPLATE
 
@@ -60,6 +62,9 @@ LIVES = {
     "Opt-outs and opt-ins": "without an end",
     "Counts of the loop guard": "1 day",
     "Starts of messages that came twice": f"{batches.START_KEPT / DAY:.0f} days",
+    "How much may leave by a number, or has left": "2 days after the last",
+    "State of a provider that is down": "1 day",
+    "That sending is paused": "until `spillway resume sending`",
     "Texts as the provider sent them": f"{ARCHIVE_DAYS} days (`ArchiveDays`)",
     "Attachments of texts, as the provider sent them": f"{ARCHIVE_DAYS} days (`ArchiveDays`)",
     "What could not be read": f"{ARCHIVE_DAYS} days (`ArchiveDays`)",
@@ -80,6 +85,22 @@ RULES = [
 
 def test_how_long_each_is_kept() -> None:
     assert {what: life for what, *_, life in rows(PAGE, "What is kept where")} == LIVES
+
+
+def test_what_paces_is_kept_for_so_long() -> None:
+    written: list[tuple[Any, int]] = []
+
+    class Written:
+        def update(self, key: Any, *_: object, values: dict[str, int], **__: object) -> Any:
+            written.append((key, values[":expires"]))
+            return {}
+
+    paces = {OURS: Pace(OURS, per_day=5)}
+    Pacer(Written(), FakeRuntime(), paces).turns([(OURS, True)])  # type: ignore[arg-type]
+    (life,) = (life for what, life in LIVES.items() if what.startswith("How much"))
+    days = int(life.split()[0])
+    # (With our own number in the key, as the page says.)
+    assert written == [((f"R#{OURS}", "PACE"), int(NOW + days * DAY))]
 
 
 def test_the_rules_have_the_actual_values() -> None:
