@@ -254,7 +254,7 @@ class Simulation:
             self._agreed()
         self.invariants.at_rest(self.mappings, self.operator.littered)
         world.spawn(lambda: self.invariants.asked_for(self.door))
-        world.run(world.now + HOURS)
+        world.run(world.now + 10 * HOURS)
 
     def _erased_for_good(self, person: str) -> None:
         """When nobody does anything any more, nothing is left of somebody; and nothing comes of
@@ -375,7 +375,9 @@ class Simulation:
         return Receiver(runtime, self._settings("receiver"))
 
     def _processing(self, runtime: SimulatedRuntime) -> Processing:
-        return Processing(runtime, self._settings("processing"))
+        processing = Processing(runtime, self._settings("processing"))
+        processing._settling._quiet_until = self.rules.quiet_until
+        return processing
 
     def _sender(self, runtime: SimulatedRuntime) -> Sender:
         sender = Sender(runtime, self._settings("sender"))

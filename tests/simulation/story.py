@@ -163,7 +163,7 @@ def by_chance(random: Random, start: float) -> Story:
         own_code=own_code,
         mended_at=float("inf"),
         receipts_from=0.0,
-        receipts_after=random.choice((8.0, 8.0, 8.0, 60.0)),
+        receipts_after=random.choice((8.0, 8.0, 8.0, 60.0, 1.2 * HOURS)),
         receipts_fail=random.choice((0.0, 0.0, 0.1, 0.5, 0.95)),
         mismatches=random.choice((0.0, 0.0, 0.0, 0.5)),
         doubles=0.15,

@@ -206,7 +206,7 @@ class Traffic:
         text = self._out.texts.get(reference_of(request).rpartition("-")[0])
         night = self._rules.quiet
         outgoing = text is not None and text.kind == outside.OUTGOING
-        if not outgoing or not night or not task.process.name.startswith("sender"):
+        if not outgoing or not night:
             return
         if night[0] + 2 * _SKEW < began and now < night[1] - _SOON - 2 * _SKEW:
             raise Violation("the night is quiet", reference_of(request))
