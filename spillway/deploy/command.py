@@ -24,6 +24,7 @@ from spillway.deploy.instructions import Entry, instructions
 from spillway.deploy.stacks import Change, ChangeSet, Event, Stack
 from spillway.problem import Problem
 from spillway.project import PROJECT
+from spillway.stores import QUEUES
 
 StageOption = Annotated[
     str, typer.Option("--stage", metavar="NAME", help="The stage, as .chalice/config.json has it.")
@@ -393,25 +394,23 @@ def _teller(console: Console, status: Any = None) -> Callable[[Event], None]:
 
 
 def _destroy_data(aws: Aws, stage: str, tell: Callable[[Event], None]) -> None:
-    """The stack keeps what it holds when it is deleted, so each goes by its name."""
-    stack = Stack(aws, f"spillway-{stage}-data")
-    outputs = stack.outputs()
-    stack.delete(tell)
-    dynamodb, s3, sqs = aws.client("dynamodb"), aws.client("s3"), aws.client("sqs")
-    with suppress(dynamodb.exceptions.ResourceNotFoundException):
-        dynamodb.update_table(TableName=f"spillway-{stage}", DeletionProtectionEnabled=False)
-        dynamodb.delete_table(TableName=f"spillway-{stage}")
-    for name, value in outputs.items():
-        if name.endswith("BucketName"):
-            with suppress(s3.exceptions.NoSuchBucket):
-                for page in s3.get_paginator("list_objects_v2").paginate(Bucket=value):
-                    keys = [{"Key": found["Key"]} for found in page.get("Contents", ())]
-                    if keys:
-                        s3.delete_objects(Bucket=value, Delete={"Objects": keys})
-                s3.delete_bucket(Bucket=value)
-        elif name.endswith("QueueUrl"):
-            with suppress(sqs.exceptions.QueueDoesNotExist):
-                sqs.delete_queue(QueueUrl=value)
+    """The stack keeps what it holds when it is deleted, so each goes by its name, which it has from
+    infra/data.yaml: whoever was interrupted has no stack to ask any more."""
+    Stack(aws, f"spillway-{stage}-data").delete(tell)
+    _destroy_table(aws.client("dynamodb"), f"spillway-{stage}")
+    s3, sqs = aws.client("s3"), aws.client("sqs")
+    for kind in ("archive", "code"):
+        bucket = f"spillway-{stage}-{kind}-{aws.account}-{aws.region}"
+        with suppress(s3.exceptions.NoSuchBucket):
+            for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+                keys = [{"Key": found["Key"]} for found in page.get("Contents", ())]
+                if keys:
+                    s3.delete_objects(Bucket=bucket, Delete={"Objects": keys})
+            s3.delete_bucket(Bucket=bucket)
+    for queue in QUEUES:
+        with suppress(sqs.exceptions.QueueDoesNotExist):
+            url = sqs.get_queue_url(QueueName=f"spillway-{stage}-{queue}")["QueueUrl"]
+            sqs.delete_queue(QueueUrl=url)
     secretsmanager = aws.client("secretsmanager")
     pages = secretsmanager.get_paginator("list_secrets")
     filters = [{"Key": "name", "Values": [f"spillway/{stage}/"]}]
@@ -419,6 +418,21 @@ def _destroy_data(aws: Aws, stage: str, tell: Callable[[Event], None]) -> None:
         for found in page["SecretList"]:
             # (Not at once: for seven days somebody may think better of it.)
             secretsmanager.delete_secret(SecretId=found["ARN"], RecoveryWindowInDays=7)
+
+
+def _destroy_table(dynamodb: Any, name: str) -> None:
+    """A table that is still being changed cannot be deleted, nor one that is being deleted changed.
+    https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_DeleteTable.html
+    """
+    often = {"Delay": 2, "MaxAttempts": 300}
+    with suppress(dynamodb.exceptions.ResourceNotFoundException):
+        found = dynamodb.describe_table(TableName=name)["Table"]
+        if found["TableStatus"] != "DELETING":
+            if found.get("DeletionProtectionEnabled"):
+                dynamodb.update_table(TableName=name, DeletionProtectionEnabled=False)
+            dynamodb.get_waiter("table_exists").wait(TableName=name, WaiterConfig=often)
+            dynamodb.delete_table(TableName=name)
+        dynamodb.get_waiter("table_not_exists").wait(TableName=name, WaiterConfig=often)
 
 
 def _word(value: bool) -> str:

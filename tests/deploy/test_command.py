@@ -4,10 +4,13 @@ Chalice no time. The real one is deployed by tests/e2e."""
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import re
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from spillway.aws import Aws, of_emulator
 from spillway.cli import app
 from spillway.deploy import command, package
 from spillway.deploy.command import Deployment
+from spillway.deploy.stacks import Stack
 from spillway.problem import Problem
 from spillway.project import PROJECT
 from tests import emulated, stages
@@ -306,6 +310,123 @@ def test_nothing_that_holds_data_goes_unasked(world: World, yes: bool, goes: boo
 def resources(world: World, stack: str) -> set[str]:
     found = world.aws.client("cloudformation").describe_stack_resources(StackName=stack)
     return {one["LogicalResourceId"] for one in found["StackResources"]}
+
+
+class Killed(BaseException):
+    """Whoever runs the command is gone."""
+
+
+@contextmanager
+def hooked(aws: Aws, when: str, hook: Callable[..., None]) -> Iterator[None]:
+    """Calls it at each call to AWS that a destruction makes."""
+    services = ("cloudformation", "dynamodb", "s3", "sqs", "secretsmanager")
+    events = [aws.client(service).meta.events for service in services]
+    for one in events:
+        one.register(when, hook)
+    yield
+    for one in events:
+        one.unregister(when, hook)
+
+
+def with_data(world: World, stage: str) -> None:
+    """A stage's data stack, with something in it."""
+    text = (PROJECT / "infra" / "data.yaml").read_text()
+    plan = Stack(world.aws, f"spillway-{stage}-data", pause=0.05).plan(text, {"Stage": stage})
+    assert plan is not None
+    plan.execute(lambda event: None)
+    for bucket in (one for one in left(world, stage) if one.endswith(world.aws.region)):
+        world.aws.client("s3").put_object(Bucket=bucket, Key="messages/x", Body=b"x")
+    world.aws.client("secretsmanager").create_secret(
+        Name=f"spillway/{stage}/keys", SecretString="{}"
+    )
+
+
+def left(world: World, stage: str) -> set[str]:
+    """What there is of a stage."""
+    aws = world.aws
+    found = {stack for stack in world.stacks() if stack.startswith(f"spillway-{stage}")}
+    found |= set(aws.client("dynamodb").list_tables()["TableNames"])
+    found |= {one["Name"] for one in aws.client("s3").list_buckets()["Buckets"]}
+    found |= set(aws.client("sqs").list_queues().get("QueueUrls", ()))
+    found |= {one["Name"] for one in aws.client("secretsmanager").list_secrets()["SecretList"]}
+    return {one for one in found if re.search(rf"spillway[-/]{stage}($|[-/])", one)}
+
+
+def destroy(world: World, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spillway.aws.of_environment", lambda: world.aws)
+    command.destroy(stage, data=True, confirm=stage, yes=True)
+
+
+def test_a_destruction_goes_on_where_one_before_it_was_interrupted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def dies(model: Any, **_: Any) -> None:
+        if re.match("Delete|Update", model.name):
+            done.append(model.name)
+            if len(done) == dies_after:
+                raise Killed
+
+    # GIVEN a stage whose destruction dies after its first change, or its second, …
+    for dies_after in itertools.count(1):
+        stage = f"killed-{dies_after}"
+        with_data(world, stage)
+        assert len(left(world, stage)) == 9
+        done.clear()
+        with hooked(world.aws, "after-call", dies), suppress(Killed):
+            destroy(world, stage, monkeypatch)
+        # WHEN it is run again, THEN nothing is left
+        destroy(world, stage, monkeypatch)
+        assert left(world, stage) == set()
+        if len(done) < dies_after:
+            break
+    # (The stack, the table twice, two buckets twice each, four queues, the secret.)
+    assert len(done) == 12
+
+
+def test_a_table_is_deleted_when_it_is_not_being_changed_any_more(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN a table that is being changed for a while after it was told to let itself be deleted
+    with_data(world, "eight")
+    seen: list[str] = []
+
+    def changes(model: Any, parsed: Any, **_: Any) -> None:
+        if model.name == "DescribeTable" and "Table" in parsed and "UpdateTable" in seen:
+            if seen.count("UPDATING") < 1:
+                parsed["Table"]["TableStatus"] = "UPDATING"
+            seen.append(parsed["Table"]["TableStatus"])
+        elif model.name in ("UpdateTable", "DeleteTable"):
+            seen.append(model.name)
+
+    # WHEN it is destroyed, THEN it is waited for
+    with hooked(world.aws, "after-call.dynamodb", changes):
+        destroy(world, "eight", monkeypatch)
+    assert seen[:4] == ["UpdateTable", "UPDATING", "ACTIVE", "DeleteTable"]
+    assert left(world, "eight") == set()
+
+
+def test_a_table_that_is_being_deleted_is_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN a table that somebody before deleted, and that is not gone yet
+    with_data(world, "nine")
+    seen: list[str] = []
+
+    def deleting(model: Any, parsed: Any, **_: Any) -> None:
+        seen.append(model.name)
+        if seen == ["DescribeTable"]:
+            parsed["Table"]["TableStatus"] = "DELETING"
+            world.aws.client("dynamodb").update_table(
+                TableName="spillway-nine", DeletionProtectionEnabled=False
+            )
+            world.aws.client("dynamodb").delete_table(TableName="spillway-nine")
+
+    with hooked(world.aws, "after-call.dynamodb", deleting):
+        destroy(world, "nine", monkeypatch)
+    assert seen == ["DescribeTable", "UpdateTable", "DeleteTable", "DescribeTable"]
+    assert left(world, "nine") == set()
 
 
 def test_a_lost_hash_key_is_not_made_anew(world: World) -> None:
