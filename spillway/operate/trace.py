@@ -22,6 +22,7 @@ from chalicelib.messages import MessageId, mask, number_kind, parse_reference
 from chalicelib.queues import DEAD_LETTERS
 from chalicelib.table import Item
 from spillway.local.folder import Folder
+from spillway.operate.letters import Letter, read
 from spillway.problem import Problem
 from spillway.stage import LOCAL, ROLES, Stage, StageOption, stage_named
 
@@ -149,7 +150,7 @@ def life(stage: Stage, id_: MessageId, *, texts: bool = False) -> Life | None:
         provider=item["provider"] if item else "",
         ours=shown(reply.ours if reply else item.get("to", "") if item else ""),
         theirs=shown(reply.theirs if reply else item.get("from", "") if item else ""),
-        received_at=float(item["received_at"]) if item else 0.0,
+        received_at=float(item["received_at"]) if item else min(one.received_at for one in letters),
         state=_state(stored, reply, letters),
     )
     told.events = sorted(
@@ -157,7 +158,7 @@ def life(stage: Stage, id_: MessageId, *, texts: bool = False) -> Life | None:
             *of_text(stored),
             *of_reply(replied),
             *_erased(stored, replied),
-            *letters,
+            *map(_put_aside, letters),
             *_logged(stage, id_, told.received_at),
         ],
         key=lambda event: event.at or told.received_at,
@@ -174,7 +175,7 @@ def _provider_ids(item: Item) -> set[str]:
     return {item.get("provider_id", ""), *(part.get("provider_id") for part in parts.values())}
 
 
-def _state(stored: Item | None, reply: Reply | None, letters: list[Event]) -> str:
+def _state(stored: Item | None, reply: Reply | None, letters: list[Letter]) -> str:
     if letters:
         return "dead-lettered"
     if reply is not None:
@@ -225,13 +226,18 @@ def of_reply(item: Item | None) -> Iterator[Event]:
         yield Event(None, "ledger", f"closed: {reply.outcome}")
 
 
-def _letters(stage: Stage, id_: MessageId) -> Iterator[Event]:
+def _letters(stage: Stage, id_: MessageId) -> Iterator[Letter]:
     for queue in DEAD_LETTERS.values():
         for letter in stage.stores.dead_letters(queue):
             if str(id_) in letter.body:
-                at = float(letter.history.get("dead_lettered_at", 0)) or None
-                why = letter.history.get("reason", "SQS received it too often")
-                yield Event(at, queue, f"put aside: {why}")
+                yield read(letter)
+
+
+def _put_aside(letter: Letter) -> Event:
+    history = letter.raw.history
+    at = float(history.get("dead_lettered_at", 0)) or None
+    why = history.get("reason", "SQS received it too often")
+    return Event(at, letter.queue, f"put aside: {why}")
 
 
 def _logged(stage: Stage, id_: MessageId, since: float) -> Iterator[Event]:
@@ -264,7 +270,7 @@ def _lines(stage: Stage, id_: MessageId, since: float) -> Iterator[tuple[str, fl
             pages = logs.get_paginator("filter_log_events").paginate(
                 logGroupName=f"/aws/lambda/{stage.function(role)}",
                 filterPattern=f'"{id_}"',
-                startTime=int((since - 60) * 1000),
+                startTime=max(0, int((since - 60) * 1000)),
                 endTime=int((since + _LINES_UNTIL) * 1000),
             )
             for page in pages:

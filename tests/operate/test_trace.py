@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
 import pytest
 
 from chalicelib.ledger import Ledger, draft
 from chalicelib.messages import Keys, MessageId
+from chalicelib.queues import Envelope
 from chalicelib.table import Table
 from spillway.operate import trace
 from spillway.operate.trace import find, life
@@ -145,6 +147,37 @@ def test_what_is_put_aside_is_found_there(stage: Stage) -> None:
     assert [(event.at, event.where, event.what) for event in told.events] == [
         (1790000001.0, "processing-dlq", "put aside: never_ended")
     ]
+
+
+@pytest.mark.parametrize("received_at", [NOW, 7.0, None])
+def test_what_is_among_the_dead_letters_alone_is_told_with_its_log_lines(
+    stage: Stage, received_at: float | None
+) -> None:
+    # GIVEN a deployed stage, a text that died before it was stored (or one of which nobody knows
+    # when it came), and a log line about it
+    deployed = Stage(stage.name, stage.aws, stage.stores, None)
+    id_ = MessageId("c" * 24, Keys(HASH_KEY).message("twilio", "a", str(received_at)))
+    envelope = Envelope("inbound", "c" * 24, str(id_), received_at or 0.0, {})
+    body = envelope.body() if received_at else f"{id_}, by hand"
+    sqs = stage.aws.client("sqs")
+    url = stage.stores.urls["processing-dlq"]
+    sqs.send_message(QueueUrl=url, MessageBody=body)
+    letters = list(stage.stores.dead_letters("processing-dlq"))
+    stage.stores.show(letters)
+    (sent_at,) = [letter.sent_at for letter in letters if letter.body == body]
+    began = received_at or sent_at
+    logs = stage.aws.client("logs")
+    where = {"logGroupName": "/aws/lambda/spillway-ops-process", "logStreamName": id_.message}
+    with suppress(logs.exceptions.ResourceAlreadyExistsException):
+        logs.create_log_group(logGroupName=where["logGroupName"])
+    logs.create_log_stream(**where)
+    line = json.dumps({"event": "Failed", "id": str(id_)})
+    logs.put_log_events(**where, logEvents=[{"timestamp": int(began + 5) * 1000, "message": line}])
+    # WHEN its life is asked for, THEN it began when it came, and the line is in it
+    told = life(deployed, id_)
+    assert told is not None
+    assert (told.state, told.received_at) == ("dead-lettered", began)
+    assert ("processing", "failed") in [(event.where, event.what) for event in told.events]
 
 
 def test_an_unknown_send_is_told_with_its_reason(stage: Stage, world: World) -> None:
