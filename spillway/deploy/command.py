@@ -21,6 +21,7 @@ from spillway.aws import Aws
 from spillway.deploy import account as account_
 from spillway.deploy import package as package_
 from spillway.deploy.instructions import Entry, instructions
+from spillway.deploy.secrets import restore
 from spillway.deploy.stacks import Change, ChangeSet, Event, Stack
 from spillway.problem import Problem
 from spillway.project import PROJECT
@@ -109,6 +110,10 @@ def destroy(
     Messages, ledger, opt-outs, archive and secrets stay, and a later deploy
     goes on with them. With --data --confirm STAGE they are deleted for good:
     nobody will know any more who must not be texted.
+
+    A stage that is deployed again within seven days has its hash key back, so
+    that lists of consent that were exported stay readable; its other secrets
+    are to be set. SQS wants a minute before queues of the same names.
     """
     console = Console(highlight=False)
     if data and confirm != stage:
@@ -201,6 +206,11 @@ class Deployment:
                 "included. Restore it (aws secretsmanager restore-secret), or put back the "
                 "hash_key that you kept; a new one would not know anybody who opted out."
             )
+        if restore(self.aws, name):
+            # Of a stage whose data was destroyed. Backups and lists of consent that outlive it have
+            # its hashes, and a new key would know nobody in them.
+            self._say(f"took back the secret {name}, which was to be deleted")
+            return
         value = json.dumps({"hash_key": secrets.token_hex(32)})
         self.aws.client("secretsmanager").create_secret(
             Name=name,

@@ -15,6 +15,7 @@ import re
 import secrets
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -202,9 +203,21 @@ def _get(aws: Aws, name: str) -> dict[str, Any]:
         raise Problem(f"There is no secret {name}. First: spillway secret set") from None
 
 
+def restore(aws: Aws, name: str) -> bool:
+    """Takes back a secret that is to be deleted and whose name nobody else can have until then, as
+    `spillway destroy --data` leaves it for seven days; whether there was such a one."""
+    client = aws.client("secretsmanager")
+    with suppress(client.exceptions.ResourceNotFoundException):
+        if "DeletedDate" in client.describe_secret(SecretId=name):
+            client.restore_secret(SecretId=name)
+            return True
+    return False
+
+
 def _put(aws: Aws, name: str, value: Mapping[str, Any]) -> None:
     client = aws.client("secretsmanager")
     text = json.dumps(value)
+    restore(aws, name)
     try:
         client.put_secret_value(SecretId=name, SecretString=text)
     except client.exceptions.ResourceNotFoundException:

@@ -150,7 +150,7 @@ def world(aws: Aws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 def write_config(project: Path, **values: str) -> None:
-    for stage in ("one", "two", "three", "four", "five", "five-yes", "six", "seven"):
+    for stage in ("one", "two", "three", "four", "five", "five-yes", "six", "seven", "ten"):
         stages.add(project, stage)
         filled = {"NUMBERS": NUMBERS, "CREDENTIAL_HASHES": "{}", "SEND_ONLY_TO": "*", **values}
         stages.set_variables(project, stage, **filled)
@@ -427,6 +427,45 @@ def test_a_table_that_is_being_deleted_is_waited_for(
         destroy(world, "nine", monkeypatch)
     assert seen == ["DescribeTable", "UpdateTable", "DeleteTable", "DescribeTable"]
     assert left(world, "nine") == set()
+
+
+def test_a_stage_that_was_destroyed_can_be_deployed_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in emulated.environment(world.aws.endpoint).items():
+        monkeypatch.setenv(name, value)
+    client = world.aws.client("secretsmanager")
+
+    def stored(name: str) -> Any:
+        found = client.get_secret_value(SecretId=f"spillway/ten/{name}")
+        return json.loads(found["SecretString"])
+
+    def secret(token: str) -> dict[str, Any]:
+        value = {"account_sid": "AC" + "0" * 32, "auth_tokens": [token * 32]}
+        done = CliRunner().invoke(
+            app, ["secret", "set", "twilio", "--stage", "ten"], input=json.dumps(value)
+        )
+        assert done.exit_code == 0, done.output
+        return value
+
+    # GIVEN a stage with its secrets that is destroyed with its data
+    world.deploy("ten")
+    secret("a")
+    key = stored("keys")
+    destroy(world, "ten", monkeypatch)
+    assert left(world, "ten") == set()
+    # WHEN it is deployed again within seven days, THEN it has the key by which lists and backups of
+    # it know people, and its providers' secrets are to be set
+    result = world.deploy("ten")
+    assert stored("keys") == key
+    assert any(note.startswith("twilio has no secret yet") for note in result["notes"])
+    # AND they can be
+    new = secret("b")
+    assert stored("twilio") == new
+    # AND the same once more
+    destroy(world, "ten", monkeypatch)
+    world.deploy("ten")
+    assert stored("keys") == key
 
 
 def test_a_lost_hash_key_is_not_made_anew(world: World) -> None:
