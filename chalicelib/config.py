@@ -321,9 +321,9 @@ def _few(text: str) -> int:
 
 
 def _days(text: str) -> int:
-    """a whole number of days, at least 30 (twice what the queues keep)"""
+    """a whole number of days, at least 31 (the archive's least; twice what the queues keep)"""
     value = _number(int, text)
-    if value < 30:
+    if value < 31:
         raise ValueError("too few")
     return value
 

@@ -23,7 +23,9 @@ import pytest
 from cfnlint.decode import decode
 
 from spillway.aws import of_emulator
+from spillway.deploy import command
 from tests import emulated
+from tests.fakes import settings as load
 from tests.iam import policy
 
 PROJECT = Path(__file__).parent.parent
@@ -70,6 +72,14 @@ def test_a_message_stays_hidden_for_six_time_outs(
 def test_the_archive_outlives_what_the_table_says_of_it(stage: str, function: str) -> None:
     settings = CONFIG["stages"][stage]["lambda_functions"][function]["environment_variables"]
     assert DEFAULTS["ArchiveDays"] >= int(settings["MESSAGE_DAYS"])
+
+
+def test_every_message_days_is_a_life_that_the_archive_may_have() -> None:
+    parameters = TEMPLATE["Parameters"]
+    load("sender", MESSAGE_DAYS=str(parameters["ArchiveDays"]["MinValue"]))
+    # (Where it is fewer, `spillway deploy` lets objects move a day before they are deleted.)
+    assert DEFAULTS["ArchiveColdDays"] == command._COLD_DAYS
+    assert parameters["ArchiveColdDays"]["MinValue"] < parameters["ArchiveDays"]["MinValue"]
 
 
 def test_nothing_that_holds_data_goes_with_its_stack() -> None:

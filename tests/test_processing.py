@@ -240,12 +240,12 @@ def test_a_message_is_archived_and_stored_with_all_that_is_known(
 
 
 def test_the_table_keeps_a_message_for_as_long_as_is_set(world: World) -> None:
-    world.function = world.processing(MESSAGE_DAYS="30")
+    world.function = world.processing(MESSAGE_DAYS="31")
     envelope = inbound()
     world.handle(envelope)
     item = world.item(envelope)
     assert item is not None
-    assert item["expires_at"] == int(NOW + 30 * DAY)
+    assert item["expires_at"] == int(NOW + 31 * DAY)
 
 
 @pytest.mark.parametrize(

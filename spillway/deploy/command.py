@@ -33,6 +33,7 @@ StageOption = Annotated[
 
 ACCOUNT_STACK = "spillway-account"
 MAPPED = ("process", "send")  # the functions behind the queues
+_COLD_DAYS = 90  # as infra/data.yaml has it
 _SEEN_WITHIN = 120.0  # seconds in which a mapping's new setting shows
 
 
@@ -59,7 +60,9 @@ def deploy(
     ] = False,
     yes: Annotated[
         bool,
-        typer.Option("--yes", help="Do not ask before data or the webhook's address is replaced."),
+        typer.Option(
+            "--yes", help="Do not ask before data or the webhook's address is replaced or deleted."
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The result as one JSON object.")] = False,
 ) -> None:
@@ -159,7 +162,8 @@ class Deployment:
         self._say(f"Stage {self.stage} to account {account.id}, {account.region}", style="bold")
         data, app = Stack(self.aws, f"spillway-{self.stage}-data", pause=self.pause), self._app()
         self._keys(data)
-        self._data(data)
+        days = min(settings[name].message_days for name in MAPPED)
+        self._data(data, days)
         if not account.logs_api:
             self._account_stack()
         with self._doing("packaging the app (chalice package)"):
@@ -219,9 +223,27 @@ class Deployment:
         )
         self._say(f"made the secret {name}")
 
-    def _data(self, data: Stack) -> None:
+    def _data(self, data: Stack, days: int) -> None:
+        """`days`: how long the table keeps messages; the archive keeps them for as long."""
+        there = data.parameters()
+        if days < (was := int(there.get("ArchiveDays", days))):
+            self._shorten(was, days)
+        parameters = {"Stage": self.stage, "ArchiveDays": str(days)}
+        # What is deleted before it would move does not move: S3 wants the one after the other.
+        if days <= int(there.get("ArchiveColdDays", _COLD_DAYS)):
+            parameters["ArchiveColdDays"] = str(days - 1)
         text = (self.project / "infra" / "data.yaml").read_text()
-        self._change(data, text, {"Stage": self.stage})
+        self._change(data, text, parameters)
+
+    def _shorten(self, was: int, days: int) -> None:
+        what = (
+            f"MESSAGE_DAYS is {days}, and the archive keeps what is in it for {was} days: S3 would "
+            "delete what is older"
+        )
+        if self.dry_run:
+            self.notes.append(f"{what}.")
+        elif not self.yes:
+            self._sure(what)
 
     def _account_stack(self) -> None:
         text = (self.project / "infra" / "account.yaml").read_text()
@@ -300,14 +322,17 @@ class Deployment:
         if not costly or self.yes:
             return
         names = ", ".join(f"{change.name} ({change.type})" for change in costly)
+        try:
+            self._sure(f"{stack.name}: this would replace or delete {names}")
+        except Problem:
+            plan.discard()
+            raise
+
+    def _sure(self, what: str) -> None:
+        """Raises Problem where whoever is there does not want it, or nobody is."""
         if not self.console.is_terminal:
-            plan.discard()
-            raise Problem(
-                f"{stack.name}: this would replace or delete {names}. Nothing was changed. If that "
-                "is what you want: --yes"
-            )
-        if not typer.confirm(f"This replaces or deletes {names}. Go on?"):
-            plan.discard()
+            raise Problem(f"{what}. Nothing was changed. If that is what you want: --yes")
+        if not typer.confirm(f"{what}. Go on?"):
             raise Problem("Nothing was changed.")
 
     # -- what there is ------------------------------------------------------------------------

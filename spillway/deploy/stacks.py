@@ -98,19 +98,28 @@ class Stack:
 
     def plan(self, template: str, parameters: Mapping[str, str]) -> ChangeSet | None:
         """What this template (itself, or its https address) would change; None where it changes
-        nothing.
+        nothing. A parameter that is not named here keeps the value that somebody gave the stack,
+        and else has the template's.
 
         Raises Problem where CloudFormation refuses it, or the stack is in no state for it.
         """
         self._make_room()
+        where = {"TemplateURL" if template.startswith("http") else "TemplateBody": template}
         made = self._cloudformation.create_change_set(
             StackName=self.name,
             ChangeSetName=f"spillway-{secrets.token_hex(8)}",
             ChangeSetType="UPDATE" if self.exists else "CREATE",
-            **{"TemplateURL" if template.startswith("http") else "TemplateBody": template},
+            **where,
             Parameters=[
-                {"ParameterKey": name, "ParameterValue": value}
-                for name, value in parameters.items()
+                *(
+                    {"ParameterKey": name, "ParameterValue": value}
+                    for name, value in parameters.items()
+                ),
+                *(
+                    {"ParameterKey": name, "UsePreviousValue": True}
+                    for name in self._given(where)
+                    if name not in parameters
+                ),
             ],
             Capabilities=["CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"],
             Tags=[{"Key": "spillway", "Value": self.name}],
@@ -202,6 +211,21 @@ class Stack:
             for event in events
             if event.get("OperationId") == events[0].get("OperationId")
         ]
+
+    def _given(self, template: Mapping[str, str]) -> list[str]:
+        """The parameters of a template to which somebody gave a value of their own in the stack as
+        it is: what was left at its default there follows the template's."""
+        if not self.exists:
+            return []
+        was = self._defaults(StackName=self.name)
+        there = self.parameters()
+        return [
+            name for name in self._defaults(**template) if there.get(name, "") != was.get(name, "")
+        ]
+
+    def _defaults(self, **of: str) -> dict[str, str]:
+        found = self._cloudformation.get_template_summary(**of)["Parameters"]
+        return {one["ParameterKey"]: one.get("DefaultValue", "") for one in found}
 
     def _make_room(self) -> None:
         """A stack whose creation failed can only be deleted; nothing of it is left by then."""

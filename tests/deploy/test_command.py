@@ -150,7 +150,18 @@ def world(aws: Aws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 def write_config(project: Path, **values: str) -> None:
-    for stage in ("one", "two", "three", "four", "five", "five-yes", "six", "seven", "ten"):
+    for stage in (
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "five-yes",
+        "six",
+        "seven",
+        "ten",
+        "eleven",
+    ):
         stages.add(project, stage)
         filled = {"NUMBERS": NUMBERS, "CREDENTIAL_HASHES": "{}", "SEND_ONLY_TO": "*", **values}
         stages.set_variables(project, stage, **filled)
@@ -191,6 +202,38 @@ def test_a_stage_is_deployed_and_deployed_again(world: World) -> None:
     assert set(map(tuple, again["changes"].values())) == {()}
     assert secrets.get_secret_value(SecretId="spillway/one/keys")["SecretString"] == key
     assert [note.partition(" ")[0] for note in again["notes"]] == ["EVENTS_URL", "telnyx"]
+
+
+def test_the_archive_lives_for_as_long_as_the_table(world: World) -> None:
+    stack = Stack(world.aws, "spillway-eleven-data", pause=0.05)
+
+    def lives(days: int, **how: Any) -> tuple[str, str]:
+        stages.set_variables(world.project, "eleven", MESSAGE_DAYS=str(days))
+        world.deploy("eleven", **how)
+        found = stack.parameters()
+        return found["ArchiveDays"], found["ArchiveColdDays"]
+
+    # GIVEN a stage whose messages are kept for other than usual, from its first deployment on
+    assert lives(120) == ("120", "90")
+    # AND a parameter of its data that somebody changed by hand
+    plan = stack.plan(
+        (world.project / "infra" / "data.yaml").read_text(),
+        {"Stage": "eleven", "ArchiveDays": "120", "DeletionProtection": "false"},
+    )
+    assert plan is not None
+    plan.execute(lambda event: None)
+    # WHEN it is deployed for a longer life, THEN the archive's is longer, and that parameter stays
+    # (MiniStack alone does not know that a bucket stays when its lifecycle changes.)
+    assert lives(130, yes=True) == ("130", "90")
+    assert stack.parameters()["DeletionProtection"] == "false"
+    # WHEN it is for a shorter one, THEN nothing is deleted unasked
+    for days in (90, 31):
+        with pytest.raises(Problem, match=rf"MESSAGE_DAYS is {days}, .* Nothing was changed"):
+            lives(days)
+        assert stack.parameters()["ArchiveDays"] != str(days)
+        assert lives(days, dry_run=True) != (str(days), str(days - 1))
+        assert f"MESSAGE_DAYS is {days}, and the archive keeps" in world.said
+        assert lives(days, yes=True) == (str(days), str(days - 1))
 
 
 def test_whoever_is_told_of_alarms_stays_told(world: World) -> None:

@@ -97,6 +97,41 @@ def test_a_stack_is_made_changed_and_deleted(aws: Aws) -> None:
     one.delete(lambda event: None)
 
 
+def test_a_parameter_that_somebody_gave_stays(aws: Aws) -> None:
+    def with_parameters(**defaults: str) -> str:
+        found = json.loads(template("given"))
+        found["Parameters"] = {
+            name: {"Type": "String", "Default": value} for name, value in defaults.items()
+        }
+        found["Resources"]["Given"]["Properties"]["Tags"] = [
+            {"Key": name, "Value": {"Ref": name}} for name in defaults
+        ]
+        found["Parameters"]["Stage"] = {"Type": "String"}
+        return json.dumps(found)
+
+    def change(body: str, **parameters: str) -> dict[str, str]:
+        planned = one.plan(body, {"Stage": "x", **parameters})
+        if planned is not None:
+            planned.execute(lambda event: None)
+        return one.parameters()
+
+    # GIVEN a stack with a value that is not the template's
+    one = stack(aws, "given")
+    before = with_parameters(Rate="10", Burst="20", Gone="1")
+    assert change(before, Rate="30", Gone="2") == {
+        "Stage": "x",
+        "Rate": "30",
+        "Burst": "20",
+        "Gone": "2",
+    }
+    # WHEN a template comes with other defaults, THEN that value stays, and what nobody gave follows
+    after = with_parameters(Rate="11", Burst="21", New="3")
+    assert change(after) == {"Stage": "x", "Rate": "30", "Burst": "21", "New": "3"}
+    assert change(after) == {"Stage": "x", "Rate": "30", "Burst": "21", "New": "3"}
+    # AND what the command sets is as it says
+    assert change(after, Rate="12")["Rate"] == "12"
+
+
 def test_what_is_planned_and_discarded_leaves_nothing(aws: Aws) -> None:
     one = stack(aws, "discarded")
     planned = plan(one, template("discarded"))
