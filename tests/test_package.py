@@ -557,6 +557,22 @@ def test_a_401_asks_for_credentials_and_no_fault_of_ours_is_a_4xx(package: Packa
         assert (again is not None) is (kind in ours)
 
 
+def test_the_api_has_the_one_name_that_alarms_and_dashboard_watch(package: Package) -> None:
+    # (What is imported may name the API after its title.)
+    name = overlaid(package, "RestAPI")["Name"]
+    assert overlaid(package, "RestAPI")["DefinitionBody"]["info"]["title"] == name
+    watched = [
+        mapping["Value"]
+        for mapping in mappings_in(package.overlaid)
+        if mapping.get("Name") == "ApiName"
+    ]
+    assert watched == [name] * 2
+    dashboard = json.dumps(overlaid(package, "Dashboard"))
+    on_it = re.findall(r'\\"ApiName\\", \\"([^"\\]*)', dashboard)
+    assert on_it
+    assert set(on_it) == {name["Fn::Sub"]}
+
+
 def test_the_stage_is_throttled_and_is_the_only_one(package: Package) -> None:
     (settings,) = overlaid(package, "RestAPI")["MethodSettings"]
     assert (settings["ResourcePath"], settings["HttpMethod"]) == ("/*", "*")

@@ -213,11 +213,20 @@ def _report(stage: Stage, role: str, uuid: str) -> None:
 
 def gateway(stage: Stage) -> Iterator[Finding]:
     """Whether the door behind the authorizer asks for credentials, which Twilio and Bandwidth wait
-    for."""
+    for; and whether the alarms watch this API."""
     if stage.local is not None:
         return
     api = stage.api()
     client = stage.aws.client("apigateway")
+    name = client.get_rest_api(restApiId=api.id)["name"]
+    for watched in sorted(_watched(stage) - {name}):
+        yield Finding(
+            "bad",
+            "gateway",
+            f"the API is named {name}, and alarms watch {watched}: they see nothing",
+            f"aws apigateway update-rest-api --rest-api-id {api.id} "
+            f"--patch-operations op=replace,path=/name,value={watched}",
+        )
     found: dict[str, Any] = {}
     with suppress(client.exceptions.NotFoundException):
         found = client.get_gateway_response(restApiId=api.id, responseType="UNAUTHORIZED")
@@ -231,6 +240,16 @@ def gateway(stage: Stage) -> Iterator[Finding]:
         "spillway doctor --mend",
         lambda: _challenge(stage, api),
     )
+
+
+def _watched(stage: Stage) -> set[str]:
+    """The names of the APIs that the stage's alarms watch; none after a plain `chalice deploy`."""
+    return {
+        dimension["Value"]
+        for alarm in _alarms(stage)
+        for dimension in alarm.get("Dimensions", ())
+        if dimension["Name"] == "ApiName"
+    }
 
 
 def _challenge(stage: Stage, api: Api) -> None:
@@ -351,12 +370,7 @@ def alarms(stage: Stage) -> Iterator[Finding]:
     """Whether somebody hears of it when something goes wrong."""
     if stage.local is not None:
         return
-    pages = (
-        stage.aws.client("cloudwatch")
-        .get_paginator("describe_alarms")
-        .paginate(AlarmNamePrefix=f"spillway-{stage.name}-", AlarmTypes=["MetricAlarm"])
-    )
-    every = [alarm for page in pages for alarm in page["MetricAlarms"]]
+    every = _alarms(stage)
     if not every:
         said = "there are no alarms: chalice deploy makes none"
         yield Finding("note", "alarms", said, f"spillway deploy --stage {stage.name}")
@@ -381,6 +395,15 @@ def alarms(stage: Stage) -> Iterator[Finding]:
             "nobody is told of an alarm, or nobody has confirmed it",
             f"spillway deploy --stage {stage.name} --alarm-email ADDRESS, and confirm AWS's mail",
         )
+
+
+def _alarms(stage: Stage) -> list[dict[str, Any]]:
+    pages = (
+        stage.aws.client("cloudwatch")
+        .get_paginator("describe_alarms")
+        .paginate(AlarmNamePrefix=f"spillway-{stage.name}-", AlarmTypes=["MetricAlarm"])
+    )
+    return [alarm for page in pages for alarm in page["MetricAlarms"]]
 
 
 def quotas(stage: Stage) -> Iterator[Finding]:

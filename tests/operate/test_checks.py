@@ -230,6 +230,53 @@ def test_a_mapping_that_is_not_as_it_has_to_be(
     assert (found.fix is not None) is fixable
 
 
+@pytest.mark.parametrize(
+    ("name", "watched", "said"),
+    [
+        (f"spillway-{NAME}", [f"spillway-{NAME}"] * 2, []),
+        (
+            "spillway",
+            [f"spillway-{NAME}"] * 2,
+            [f"named spillway, and alarms watch spillway-{NAME}"],
+        ),
+        # A plain `chalice deploy` makes no alarms.
+        ("spillway", [], []),
+    ],
+)
+def test_alarms_that_watch_another_api(
+    stage: Stage,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    watched: list[str],
+    said: list[str],
+) -> None:
+    api = stage.aws.client("apigateway")
+    id_ = api.create_rest_api(name=name)["id"]
+    challenge = {checks.CHALLENGE: "'Basic realm=\"spillway\"'"}
+    api.put_gateway_response(
+        restApiId=id_, responseType="UNAUTHORIZED", responseParameters=challenge
+    )
+    alarms = [
+        {
+            "AlarmName": f"{n}",
+            "Dimensions": [{"Name": "ApiName", "Value": one}, {"Name": "Stage", "Value": "api"}],
+        }
+        for n, one in enumerate(watched)
+    ]
+    monkeypatch.setattr(checks, "_alarms", lambda stage: [*alarms, {"AlarmName": "of several"}])
+    deployed = replace(stage, local=None)
+    monkeypatch.setattr(Stage, "api", lambda self: Api("", "", id_, "api"))
+    found = list(checks.gateway(deployed))
+    wrong = [one for one in found if one.level == "bad"]
+    assert len(wrong) == len(said)
+    for one, words in zip(wrong, said, strict=True):
+        assert words in one.said
+        assert f"--rest-api-id {id_} " in one.mend
+    assert [one.said for one in found if one.level == "good"] == [
+        "a 401 asks for Basic credentials"
+    ]
+
+
 def test_the_api_is_the_one_that_may_call_the_receiver(stage: Stage) -> None:
     assert stage.local is not None
     local = {**stage.local, "webhook": "http://a", "public_url": "https://b"}
