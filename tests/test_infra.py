@@ -389,10 +389,12 @@ def test_chalice_deploy(endpoint: str, project: Path) -> None:
             "spillway-local-send": (512, 60),
         }.items()
     )
+    # (Their bounds, too: docs/OPERATING.md has what it lacks.)
     mapped = {
-        (mapping["EventSourceArn"].split(":")[-1], mapping["FunctionArn"].split(":")[-1]): mapping[
-            "BatchSize"
-        ]
+        (mapping["EventSourceArn"].split(":")[-1], mapping["FunctionArn"].split(":")[-1]): (
+            mapping["BatchSize"],
+            mapping["ScalingConfig"],
+        )
         for mapping in of_emulator(endpoint)
         .client("lambda")
         .list_event_source_mappings()["EventSourceMappings"]
@@ -400,8 +402,14 @@ def test_chalice_deploy(endpoint: str, project: Path) -> None:
     assert (
         mapped.items()
         >= {
-            ("spillway-local-processing", "spillway-local-process"): 100,
-            ("spillway-local-outbound.fifo", "spillway-local-send"): 10,
+            ("spillway-local-processing", "spillway-local-process"): (
+                100,
+                {"MaximumConcurrency": 200},
+            ),
+            ("spillway-local-outbound.fifo", "spillway-local-send"): (
+                10,
+                {"MaximumConcurrency": 250},
+            ),
         }.items()
     )
     iam = of_emulator(endpoint).client("iam")

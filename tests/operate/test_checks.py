@@ -4,6 +4,7 @@ of a deployed stage in tests/deployed.)"""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import pytest
 from spillway.operate import checks, probe
 from spillway.operate.checks import Finding
 from spillway.operate.probe import Probed
+from spillway.project import PROJECT
 from spillway.stage import Api, Stage
 from tests.operate.conftest import SETTINGS
 from tests.operate.world import NAME
@@ -228,6 +230,15 @@ def test_a_mapping_that_is_not_as_it_has_to_be(
     (found,) = checks.mappings(deployed)
     assert (found.level, said in found.said) == (level, True), found
     assert (found.fix is not None) is fixable
+
+
+def test_the_regions_whose_queue_takes_what_api_gateway_does_are_said() -> None:
+    text = " ".join((PROJECT / "README.md").read_text().split())
+    said = re.search(r"regions other than (.*) the FIFO queue's ceiling lies below", text)
+    assert said
+    enough = {region for region, calls in checks.FIFO_CALLS.items() if calls >= 10_000}
+    assert set(re.findall(r"[a-z]+-[a-z]+-\d", said[1])) == enough
+    assert checks.FIFO_CALLS_ELSEWHERE < 10_000
 
 
 @pytest.mark.parametrize(
