@@ -184,6 +184,20 @@ def test_what_is_searched_for_is_said() -> None:
     assert set(re.findall(r"\$\.([A-Z]\w+)", patterns)) <= COUNTED
 
 
+def test_what_is_searched_for_in_the_access_log_is_in_it_as_it_is() -> None:
+    """A text, such as the status is there, is nothing that a number is compared with.
+    https://docs.aws.amazon.com/AmazonCloudWatch/latest/logs/FilterAndPatternSyntax.html
+    """
+    format_ = OVERLAY["Resources"]["RestAPI"]["Properties"]["AccessLogSetting"]["Format"]["Fn::Sub"]
+    texts = {name for name, value in json.loads(format_).items() if isinstance(value, str)}
+    patterns = [words[-1] for words in COMMANDS if any("/access" in word for word in words)]
+    assert patterns
+    for pattern in patterns:
+        compared = re.findall(r"\$\.(\w+) (\S+) (\S)", pattern)
+        assert compared
+        assert [one for one in compared if one[0] not in texts or one[2] != '"'] == [], pattern
+
+
 def test_links_lead_to_headings() -> None:
     for page, heading in re.findall(r"\]\((\w*(?:\.md)?)#([\w-]+)\)", PAGE.read_text()):
         headings = re.findall(r"^##+ (.*)$", (DOCS / (page or PAGE.name)).read_text(), re.MULTILINE)
