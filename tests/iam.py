@@ -12,7 +12,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from spillway.deploy.package import name_the_account
+from spillway.deploy.package import narrow_policies
 
 PROJECT = Path(__file__).parent.parent
 CONFIG = json.loads((PROJECT / ".chalice" / "config.json").read_text())
@@ -35,7 +35,7 @@ def deployed(document: Any, account: str, region: str) -> Any:
     """What `spillway deploy` makes of a policy, with what CloudFormation fills in."""
     document = deepcopy(document)
     role = {"Type": "AWS::IAM::Role", "Properties": {"Policies": [{"PolicyDocument": document}]}}
-    name_the_account({"Resources": {"Role": role}})
+    narrow_policies({"Resources": {"Role": role}})
     values = {"Partition": "aws", "AccountId": account, "Region": region}
     for statement in document["Statement"]:
         statement["Resource"] = [

@@ -171,7 +171,7 @@ class Deployment:
                 self.project, self.stage, account.region, validation=self.validation
             )
         template = package.template
-        package_.name_the_account(template)
+        package_.narrow_policies(template)
         self.notes += package_.fit(template, account, self._reserved())
         providers = settings["api_handler"].providers
         self._app_stack(app, data, package, template, alarm_email, providers)

@@ -113,10 +113,13 @@ def functions(template: Template) -> dict[str, dict[str, Any]]:
     }
 
 
-def name_the_account(template: Template) -> None:
+def narrow_policies(template: Template) -> None:
     """Makes the wildcards of the policies' names into this account and region: Chalice takes a
-    policy as it is, and `chalice deploy` could not fill them in."""
+    policy as it is, and `chalice deploy` could not fill them in. And nobody has to make a log group
+    that the overlay makes."""
     for statement in _statements(template):
+        actions = statement["Action"]
+        statement["Action"] = [one for one in actions if one != "logs:CreateLogGroup"]
         resources = statement["Resource"]
         statement["Resource"] = [_named(resource) for resource in resources]
 

@@ -111,9 +111,19 @@ def test_a_policy_names_the_account_and_the_region(resource: str, named: str) ->
     document = {"Version": "2012-10-17", "Statement": [statement, deepcopy(other)]}
     role = {"Type": "AWS::IAM::Role", "Properties": {"Policies": [{"PolicyDocument": document}]}}
     template = {"Resources": {"Role": role, **deepcopy(TEMPLATE["Resources"])}}
-    package.name_the_account(template)
+    package.narrow_policies(template)
     assert document["Statement"] == [{**statement, "Resource": [{"Fn::Sub": named}]}, other]
     assert template["Resources"].items() >= TEMPLATE["Resources"].items()
+
+
+def test_nobody_may_make_a_log_group_that_the_overlay_makes() -> None:
+    statement = {"Effect": "Allow", "Action": ["logs:CreateLogGroup", "logs:PutLogEvents"]}
+    document = {"Version": "2012-10-17", "Statement": [{**statement, "Resource": ["*"]}]}
+    role = {"Type": "AWS::IAM::Role", "Properties": {"Policies": [{"PolicyDocument": document}]}}
+    package.narrow_policies({"Resources": {"Role": role}})
+    assert document["Statement"] == [
+        {**statement, "Action": ["logs:PutLogEvents"], "Resource": ["*"]}
+    ]
 
 
 def test_a_package_goes_to_a_place_that_its_content_names(aws: Aws, tmp_path: Path) -> None:
