@@ -247,6 +247,10 @@ class Processing:
     def _look_up(
         self, envelope: Envelope, record: Record, message: InboundMessage, body: str
     ) -> Any:
+        # A name, such as BANK, is nobody's number: a source that refuses it would hold the text up
+        # for hours, and then have it dead-lettered.
+        if number_kind(message.sender) == "alphanumeric":
+            return {}
         try:
             return self._lookups.ask(envelope.id, message, body)
         except Defer as defer:

@@ -25,6 +25,7 @@ from chalicelib.runtime import at_most
 from chalicelib.statements import BadStatement, id_of, read
 from chalicelib.table import Item, Table
 from chalicelib.text import LONGEST
+from spillway.operate import probe
 from tests.fakes import (
     HASH_KEY,
     NOW,
@@ -306,7 +307,6 @@ MEDIA = (Media("https://m.example.com/1", "image/png"),)
         ({}, []),
         ({"text": "", "media": MEDIA}, []),
         ({"theirs": "72345"}, []),
-        ({"theirs": "Ardea"}, []),
         ({"theirs": "+447700900123"}, []),
         ({"theirs": "+8613800138000"}, []),
         ({"group": True}, []),
@@ -347,6 +347,22 @@ def test_an_invalid_message_is_kept_with_its_reasons_and_nobody_is_asked(
     assert (item["valid"], item["reasons"]) == (not reasons, reasons)
     assert item["lookups"] == ({} if reasons else KNOWN)
     assert len(world.asked) == (0 if reasons else 2)
+
+
+@pytest.mark.parametrize("media", [(), MEDIA])
+def test_nobody_is_asked_about_a_sender_that_is_no_number(
+    media: tuple[Media, ...], world: World
+) -> None:
+    # GIVEN look-ups that refuse what is no number
+    world.answer = lambda name, id_: httpx.Response(422)
+    envelope = inbound(theirs=probe.SENDER, media=media)
+    # WHEN the probe of `spillway doctor` comes, THEN it waits for none of them
+    assert world.handle(envelope) == []
+    item = world.item(envelope)
+    assert item is not None
+    assert (item["valid"], item["lookups"], world.asked) == (True, {}, [])
+    # AND a short code is a number
+    assert world.handle(inbound(theirs="72345")) == [0]
 
 
 def test_what_the_table_refuses_is_replaced_there_and_kept_in_the_archive(world: World) -> None:

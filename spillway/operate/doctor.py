@@ -31,9 +31,11 @@ def doctor(
 
     Settings, functions, mappings (exactly one a queue), the challenge of the
     401, secrets, the bus for events, queues and table, alarms, quotas against
-    what the API lets in, a signed probe for each provider (acknowledged,
-    stored, not answered), and the boto3 of the runtime. A probe leaves one message from SPILLWAY in
-    table and archive.
+    what the API lets in, a signed probe to the first number of each provider
+    (acknowledged, stored, not answered), and the boto3 of the runtime. A probe
+    is a text from SPILLWAY: it stays in table and archive, no look-up is asked
+    about it, and whoever hears events hears of it. On AWS only Telnyx can sign
+    for Telnyx: there it is not probed, but that what is unsigned is refused.
 
     --mend is for stages that plain chalice deploy made: it sets partial batch
     reports on the mappings and the challenge, which Chalice cannot.

@@ -21,7 +21,7 @@ from spillway.simulator import telnyx, twilio
 from spillway.simulator.carrier import Webhook
 from spillway.stage import Api
 
-# An alphanumeric sender is stored and never answered (chalicelib.messages.answerable).
+# An alphanumeric sender is stored, neither looked up nor answered (chalicelib.messages.answerable).
 SENDER = "SPILLWAY"
 TEXT = "A probe of spillway doctor: nobody wrote it, and nobody is to answer it."
 _TIMEOUT = 29.0  # seconds; API Gateway gives up by then
