@@ -356,12 +356,14 @@ def _possible(number: str) -> bool:
         return False
 
 
-def _of_kind(batch: Batch, kind: Kind) -> set[Record]:
-    return {
+def _of_kind(batch: Batch, kind: Kind) -> list[Record]:
+    """(In the order of the batch, on which nothing hangs but that a simulated story is the same
+    each time.)"""
+    return [
         record
         for record in batch.records
         if record.envelope is not None and record.envelope.kind == kind
-    }
+    ]
 
 
 def _has_media(record: Record) -> bool:
