@@ -60,6 +60,16 @@ class DeadLetter:
     group: str
 
 
+def _cut_off(found: Sequence[Any], new: Sequence[Any]) -> list[Any]:
+    """Of ten letters, which are as many as come at once, those of the last conversation, of which
+    there may be more; none where nothing new is of another."""
+    groups = [one["Attributes"].get("MessageGroupId", one["MessageId"]) for one in found]
+    if len(found) < 10 or groups[-1] == found[-1]["MessageId"]:
+        return []
+    cut = [one for one, group in zip(found, groups, strict=True) if group == groups[-1]]
+    return cut if any(one not in cut for one in new) else []
+
+
 class Stores:
     """The stores of one stage."""
 
@@ -268,6 +278,10 @@ class Stores:
                 MessageSystemAttributeNames=["SentTimestamp", "MessageGroupId"],
             ).get("Messages", [])
             new = [one for one in found if one["MessageId"] not in seen]
+            if cut := _cut_off(found, new):
+                # What is here of that conversation locks the rest of it: all of it comes next.
+                self._show(queue, [one["ReceiptHandle"] for one in cut])
+                new = [one for one in new if one not in cut]
             for one in new:
                 seen.add(one["MessageId"])
                 history = {
@@ -313,18 +327,17 @@ class Stores:
         """Shows dead letters that were looked at to others again, at once."""
         for start in range(0, len(letters), 10):
             some = letters[start : start + 10]
-            # (What SQS refuses was looked at for too long: it shows by itself.)
-            self.aws.client("sqs").change_message_visibility_batch(
-                QueueUrl=self.urls[some[0].queue],
-                Entries=[
-                    {
-                        "Id": str(number),
-                        "ReceiptHandle": letter.receipt_handle,
-                        "VisibilityTimeout": 0,
-                    }
-                    for number, letter in enumerate(some)
-                ],
-            )
+            self._show(some[0].queue, [letter.receipt_handle for letter in some])
+
+    def _show(self, queue: str, handles: Sequence[str]) -> None:
+        # (What SQS refuses was looked at for too long: it shows by itself.)
+        self.aws.client("sqs").change_message_visibility_batch(
+            QueueUrl=self.urls[queue],
+            Entries=[
+                {"Id": str(number), "ReceiptHandle": handle, "VisibilityTimeout": 0}
+                for number, handle in enumerate(handles)
+            ],
+        )
 
     def depth(self, name: str) -> Depth:
         """One queue's."""

@@ -545,6 +545,25 @@ def test_more_letters_of_one_conversation_than_sqs_shows_at_once(world: World) -
     assert world.letters() == []
 
 
+def test_a_conversation_that_the_tenth_letter_cuts_off_is_seen_as_a_whole(world: World) -> None:
+    # GIVEN letters of four others, of whom some are shown at once and the rest is locked by these
+    others = [OTHER, *(f"+1415555018{n}" for n in range(3))]
+    letters = [
+        inbound(f"heron {n}", id_=f"{theirs}-{n}", theirs=theirs)
+        for theirs in others
+        for n in range(7)
+    ]
+    world.put_aside("outbound-dlq.fifo", *letters)
+    # THEN an erasure sees all of them, and leaves them
+    assert erased(world).good
+    # ... and each conversation's come in their order
+    seen = [one.body for one in world.stage.stores.dead_letters("outbound-dlq.fifo")]
+    assert len(seen) == 28
+    for theirs in others:
+        mine = [one.body() for one in letters if one.payload["sender"] == theirs]
+        assert [body for body in seen if body in mine] == mine
+
+
 # --- what goes on meanwhile ----------------------------------------------------------------------
 
 
