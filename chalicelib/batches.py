@@ -165,9 +165,13 @@ class Batch:
         feared = [lane for lane in lanes.values() if suspects.intersection(lane)]
         results: dict[Record, T] = {}
         self._runtime.together([_task(self._lane, lane, work, needs, results) for lane in calm])
-        # One of them at most: if it takes this invocation with it, no other is to be blamed.
+        # One of them at most: if it takes this invocation with it, no other is to be blamed, not
+        # even one of its conversation that was done just before.
         for lane in feared[:1]:
-            self._lane(lane, work, needs, results)
+            places = [place for place, record in enumerate(lane) if record in suspects]
+            second = places[1] if len(places) > 1 else len(lane)
+            self._wait(lane[second:], self._backoff(1))
+            self._lane(lane[:second], work, needs, results)
         for lane in feared[1:]:
             self._wait(lane, self._backoff(1))
         return results

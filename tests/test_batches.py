@@ -632,6 +632,17 @@ def test_one_suspect_at_a_time(runtime: FakeRuntime) -> None:
     assert set(work.done) == {"a1", "b1", "c1", "d1", "f1"}
 
 
+def test_one_suspect_of_a_conversation_at_a_time(runtime: FakeRuntime) -> None:
+    # GIVEN a conversation in which the second message kills, and takes what was done with it along
+    queue = Fifo(runtime, "a1", "a2", "a3")
+    work = Work(runtime, a2=Died())
+    queue.drain(lambda event: handle(runtime, event, work))
+    # THEN it alone is dead-lettered
+    (copy,) = dead(runtime)
+    assert json.loads(copy["MessageBody"])["id"].endswith(b"a2".hex())
+    assert set(work.done) == {"a1", "a3"}
+
+
 def test_a_start_makes_no_suspect_at_the_second_step(runtime: FakeRuntime) -> None:
     # GIVEN two messages for which this is the third start
     begin(runtime, SUSPECT_STARTS - 1, "a1")
