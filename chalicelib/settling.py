@@ -320,9 +320,15 @@ class Settling:
         return (
             seconds_left(reply, self._settings, self._runtime.now()) > 0
             and not self._brakes.refusal(reply.theirs)
-            and (reply.confirmation or not self._consent.opted_out(reply.theirs))
+            and self._is_allowed(reply)
             and not paused(self._table)
         )
+
+    def _is_allowed(self, reply: Reply) -> bool:
+        """Whether the person may get it: who has said START since, no confirmation of their STOP."""
+        if reply.confirmation:
+            return self._consent.opted_out_by(reply.theirs, str(reply.id))
+        return not self._consent.opted_out(reply.theirs)
 
     def _wait(self, reply: Reply, part: PartEntry) -> None:
         """Until the next look; after the last one it is for a person."""

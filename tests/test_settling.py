@@ -200,7 +200,7 @@ class World:
         return (self.reply(id_).parts or ())[number - 1]
 
     def opt_out(self) -> None:
-        self.consent.record(THEIRS, "stop", NOW, words="heron", source="test", id_="")
+        self.consent.record(THEIRS, "stop", NOW, words="heron", source="test", id_=str(ID))
 
     def resumed(self) -> list[Envelope]:
         sent = self.runtime.queues.sent["outbound.fifo"]
@@ -717,6 +717,8 @@ def test_it_is_repeated_only_where_it_would_be_sent(
 ) -> None:
     world = build(Repeatable(), **variables)
     world.unknown(**how)
+    if "confirmation" in how:
+        world.opt_out()
     world.runtime.clock += age
     world.settle()
     assert len(world.carrier.handed) == repeated
@@ -745,6 +747,18 @@ def test_who_opted_out_is_sent_nothing_by_a_repetition(build: Build, confirmatio
     world.runtime.clock += 60
     world.settle()
     assert len(world.carrier.handed) == confirmation
+
+
+def test_who_has_said_start_since_is_not_told_that_they_get_no_more(build: Build) -> None:
+    # GIVEN a confirmation of unknown outcome, and a START that came after it
+    world = build(Repeatable())
+    world.unknown(confirmation=True)
+    world.opt_out()
+    world.consent.record(THEIRS, "start", NOW + 30, words="START", source="test", id_="other")
+    # WHEN it is looked for, THEN it is not repeated
+    world.runtime.clock += 60
+    world.settle()
+    assert world.carrier.handed == []
 
 
 def test_while_sending_is_paused_nothing_is_repeated(build: Build) -> None:
