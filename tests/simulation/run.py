@@ -216,7 +216,8 @@ class Simulation:
         self.outside.receipts_after = story.receipts_after
         self.outside.receipts_fail = story.receipts_fail
         self.outside.mismatches = story.mismatches
-        self.outside.doubles = story.doubles
+        # (Two copies at once leave lines that no item names, and items of the other copy.)
+        self.outside.doubles = 0.5 if self.reconciles else story.doubles
         if story.secret_lost:
             provider, at = story.secret_lost
             world.spawn(lambda: self.outside.lose_secret(provider), after=at - START)
@@ -402,9 +403,9 @@ def _show(story: Story, random: Random) -> list[float]:
         if text.kind in (PLAIN, LONG, SILENT, STOP, GROUP) and random.random() < 0.6:
             text.picture = random.choice(("there", "there", "redirected", *PICTURES))
     shown = [text.at for text in story.texts if text.picture and text.provider == "twilio"]
-    if story.calm or not shown or random.random() > 0.3:
+    if story.calm or random.random() > 0.8:
         return []
-    return [max(START, shown[-1] - 3 * random.random() ** 2)]
+    return [max(START, at - 3 * random.random() ** 2) for at in shown[-2:]]
 
 
 def _expected(invocation: Invocation, reporting: bool) -> bool:
