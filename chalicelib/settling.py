@@ -325,7 +325,7 @@ class Settling:
         )
 
     def _is_allowed(self, reply: Reply) -> bool:
-        """Whether the person may get it; of a STOP no confirmation, if they have said START since."""
+        """Whether the person may get it: no confirmation of a STOP, if they said START since."""
         if reply.confirmation:
             return self._consent.opted_out_by(reply.theirs, str(reply.id))
         return not self._consent.opted_out(reply.theirs)

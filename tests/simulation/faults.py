@@ -63,6 +63,7 @@ _RARE = (
     "reconciliation._take_out",
     "reconciliation._judge",
     "reconciliation._archive_days",
+    "reconciliation._read_pictures",
     "redriver: redriving._moved",
     "redriver: letters.work_through",
 )

@@ -61,9 +61,9 @@ QUEUES = {
 }
 FOURTEEN_DAYS = 14 * 86_400
 _ERASED = 0.4  # how likely somebody wants to be forgotten
-_RECONCILED = 0.5  # how likely somebody holds the stores against each other
+_RECONCILED = 0.6  # how likely somebody holds the stores against each other
 _LOST = 0.2  # how likely somebody loses a message then, soon after it came
-_ILLUSTRATED = 0.25  # how likely people send pictures
+_ILLUSTRATED = 0.33  # how likely people send pictures
 _PUT_ASIDE = 0.1  # how likely dead letters are what a story is about
 
 
@@ -403,7 +403,7 @@ def _show(story: Story, random: Random) -> list[float]:
         if text.kind in (PLAIN, LONG, SILENT, STOP, GROUP) and random.random() < 0.6:
             text.picture = random.choice(("there", "there", "redirected", *PICTURES))
     shown = [text.at for text in story.texts if text.picture and text.provider == "twilio"]
-    if story.calm or random.random() > 0.8:
+    if story.calm:
         return []
     return [max(START, at - 3 * random.random() ** 2) for at in shown[-2:]]
 
