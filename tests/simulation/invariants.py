@@ -766,8 +766,10 @@ class Invariants:
         listed = "unknown_bucket" in item
         if "unknown" in states and not listed:
             raise Violation("unknown sends are listed", text.name, (id_,))
-        # (Or what was looked for, and whoever looked died each time before saying so.)
-        if listed and "unknown" not in states and id_ not in dead["processing"]:
+        # (Or what was looked for, and whoever looked died each time before saying so; or what was
+        # put back by an owner who was taken for dead, and whose message is put aside.)
+        aside = dead["processing"] | dead["outbound.fifo"]
+        if listed and "unknown" not in states and id_ not in aside:
             raise Violation("only unknown sends are listed", f"{text.name}: {states}", (id_,))
         # (Or its own message, which would bring somebody to look, is put aside or lost.)
         if listed and id_ not in self._settles | dead["outbound.fifo"] | self._lost:
