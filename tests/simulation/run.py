@@ -403,9 +403,9 @@ def _show(story: Story, random: Random) -> list[float]:
         if text.kind in (PLAIN, LONG, SILENT, STOP, GROUP) and random.random() < 0.6:
             text.picture = random.choice(("there", "there", "redirected", *PICTURES))
     shown = [text.at for text in story.texts if text.picture and text.provider == "twilio"]
-    if story.calm:
+    if story.calm or story.rotations:
         return []
-    return [max(START, at - 3 * random.random() ** 2) for at in shown[-2:]]
+    return [max(START, at - 3 * random.random() ** 2) for at in shown[-1:]]
 
 
 def _expected(invocation: Invocation, reporting: bool) -> bool:
