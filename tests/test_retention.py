@@ -93,10 +93,10 @@ def test_what_paces_is_kept_for_so_long() -> None:
     class Written:
         def update(self, key: Any, *_: object, values: dict[str, int], **__: object) -> Any:
             written.append((key, values[":expires"]))
-            return {}
+            return {"next_at": 0, "ahead_at": 0}
 
-    paces = {OURS: Pace(OURS, per_day=5)}
-    Pacer(Written(), FakeRuntime(), paces).turns([(OURS, True)])  # type: ignore[arg-type]
+    paces = {OURS: Pace(OURS, per_second=5)}
+    Pacer(Written(), FakeRuntime(), paces).turns([(OURS, 1)])  # type: ignore[arg-type]
     (life,) = (life for what, life in LIVES.items() if what.startswith("How much"))
     days = int(life.split()[0])
     # (With our own number in the key, as the page says.)
