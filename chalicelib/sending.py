@@ -23,7 +23,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -51,7 +50,14 @@ from chalicelib.providers.base import (
 from chalicelib.queues import DEAD_LETTERS, OUTBOUND, PROCESSING, Envelope, Queues
 from chalicelib.replies import Answer, Refused, Replies, words
 from chalicelib.runtime import NotReady, Runtime, at_most, is_transient
-from chalicelib.settling import CONFIRMATION_MAX_AGE, part_of, seconds_left, settle_later
+from chalicelib.settling import (
+    CONFIRMATION_MAX_AGE,
+    part_of,
+    quiet_for,
+    refusal_of,
+    seconds_left,
+    settle_later,
+)
 from chalicelib.table import Table
 from chalicelib.vault import Vault
 from chalicelib.yours.quiet_hours import quiet_until
@@ -338,8 +344,7 @@ class Sender:
             count("OverCap", provider=reply.provider, id=str(reply.id))
             self._close(reply, "refused: daily_cap")
             return None
-        refusal = self._refusal(reply)
-        if refusal:
+        if refusal := refusal_of(reply, self._brakes, self._consent):
             self._close(reply, refusal)
             return None
         # A claim that the end of the invocation cuts off would be an unknown send.
@@ -369,11 +374,9 @@ class Sender:
         until = reply.not_before or 0.0
         if until - now >= SOON:
             raise NotYet("pacing" if reply.has_slot else "quiet_hours", until - now)
-        if reply.kind == "outgoing":
-            quiet = self._quiet_until(reply.ours, reply.theirs, datetime.fromtimestamp(now, UTC))
-            if quiet is not None and quiet.timestamp() > now:
-                self._ledger.wait(reply, quiet.timestamp(), slot=False)
-                raise NotYet("quiet_hours", quiet.timestamp() - now)
+        if quiet := quiet_for(reply, self._quiet_until, now):
+            self._ledger.wait(reply, now + quiet, slot=False)
+            raise NotYet("quiet_hours", quiet)
         if not (reply.has_slot and now - until <= GOOD_FOR):
             left = [part for part in reply.parts or () if part.state != "sent"]
             ahead = reply.kind != "outgoing"
@@ -385,16 +388,6 @@ class Sender:
                 self._ledger.wait(reply, slot, slot=True)
                 raise NotYet("pacing", slot - now)
         turns.passed.add(reply.id)
-
-    def _refusal(self, reply: Reply) -> str:
-        """Why the person must not get this reply now; "" if they may. Read before each claim."""
-        if refusal := self._brakes.refusal(reply.theirs):
-            return refusal
-        if reply.confirmation:
-            # To whom it is said already, or who has said START since, it is not said again.
-            wanted = self._consent.opted_out_by(reply.theirs, str(reply.id))
-            return "" if wanted else "no_reply: stop"
-        return "refused: opted_out" if self._consent.opted_out(reply.theirs) else ""
 
     def _hand_over(
         self,

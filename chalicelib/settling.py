@@ -16,7 +16,7 @@ may be the one that sends, so it is repeated only where it would be sent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -66,6 +66,7 @@ _SAID_BY_THE_REQUEST = frozenset({"invalid_number", "landline", "too_long", "inv
 # Why a part is unknown that must not be repeated again.
 _MISMATCH, _REFUSED = "idempotency_mismatch", "repeat_refused"
 
+QuietUntil = Callable[[str, str, datetime], datetime | None]
 Decision = Literal["sent", "resend", "give_up"]
 
 
@@ -78,6 +79,25 @@ def seconds_left(reply: Reply, settings: Settings, now: float) -> float:
     # What it was told to wait is no age.
     waited = reply.waited if (reply.not_before or 0.0) > since else 0.0
     return since + longest + waited - now
+
+
+def refusal_of(reply: Reply, brakes: Brakes, consent: ConsentList) -> str:
+    """Why the person must not get this reply now; "" if they may. To be asked immediately before it
+    may be sent."""
+    if refusal := brakes.refusal(reply.theirs):
+        return refusal
+    if reply.confirmation:
+        # To whom it is said already, or who has said START since, it is not said again.
+        return "" if consent.opted_out_by(reply.theirs, str(reply.id)) else "no_reply: stop"
+    return "refused: opted_out" if consent.opted_out(reply.theirs) else ""
+
+
+def quiet_for(reply: Reply, quiet_until: QuietUntil, now: float) -> float:
+    """For how many seconds the adopter's quiet hours hold the reply; 0 where they do not."""
+    if reply.kind != "outgoing":
+        return 0.0
+    until = quiet_until(reply.ours, reply.theirs, datetime.fromtimestamp(now, UTC))
+    return 0.0 if until is None else max(0.0, until.timestamp() - now)
 
 
 def settle_later(queues: Queues, reply: Reply, part: PartEntry) -> None:
@@ -270,13 +290,8 @@ class Settling:
             and self._runtime.now() - (part.first_started_at or 0.0) < REPEATABLE
             and self._is_wanted(reply)
             # (What is sent again goes by the sender, which waits for the morning.)
-            and not (reply.kind == "outgoing" and self._is_quiet(reply))
+            and not quiet_for(reply, self._quiet_until, self._runtime.now())
         )
-
-    def _is_quiet(self, reply: Reply) -> bool:
-        now = datetime.fromtimestamp(self._runtime.now(), UTC)
-        until = self._quiet_until(reply.ours, reply.theirs, now)
-        return until is not None and until > now
 
     def _repeat(
         self, reply: Reply, part: PartEntry, provider: Provider, secrets: Mapping[str, Any]
@@ -319,16 +334,9 @@ class Settling:
         """Whether the reply may be sent at all; to be asked immediately before."""
         return (
             seconds_left(reply, self._settings, self._runtime.now()) > 0
-            and not self._brakes.refusal(reply.theirs)
-            and self._is_allowed(reply)
+            and not refusal_of(reply, self._brakes, self._consent)
             and not paused(self._table)
         )
-
-    def _is_allowed(self, reply: Reply) -> bool:
-        """Whether the person may get it: no confirmation of a STOP, if they said START since."""
-        if reply.confirmation:
-            return self._consent.opted_out_by(reply.theirs, str(reply.id))
-        return not self._consent.opted_out(reply.theirs)
 
     def _wait(self, reply: Reply, part: PartEntry) -> None:
         """Until the next look; after the last one it is for a person."""

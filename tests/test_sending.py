@@ -2089,7 +2089,7 @@ def test_whose_claim_is_not_made_gives_its_slot_back(
 ) -> None:
     # GIVEN an opt-out that is recorded between an answer's slot and its claim
     world, text = build(PACING=SLOWLY), inbound()
-    monkeypatch.setattr(world.sender, "_refusal", lambda reply: "refused: opted_out")
+    monkeypatch.setattr("chalicelib.sending.refusal_of", lambda *_: "refused: opted_out")
     assert world.receive(text) == []
     monkeypatch.undo()
     # THEN whoever comes next has that slot
