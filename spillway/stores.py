@@ -60,16 +60,6 @@ class DeadLetter:
     group: str
 
 
-def _cut_off(found: Sequence[Any], new: Sequence[Any]) -> list[Any]:
-    """Of ten letters, which are as many as come at once, those of the last conversation, of which
-    there may be more; none where nothing new is of another."""
-    groups = [one["Attributes"].get("MessageGroupId", one["MessageId"]) for one in found]
-    if len(found) < 10 or groups[-1] == found[-1]["MessageId"]:
-        return []
-    cut = [one for one, group in zip(found, groups, strict=True) if group == groups[-1]]
-    return cut if any(one not in cut for one in new) else []
-
-
 class Stores:
     """The stores of one stage."""
 
@@ -367,3 +357,13 @@ class Stores:
             TableName=self._table, Key={"pk": {"S": pk}, "sk": {"S": sk}}, ConsistentRead=True
         ).get("Item")
         return None if found is None else read_item(found)
+
+
+def _cut_off(found: Sequence[Any], new: Sequence[Any]) -> list[Any]:
+    """Of ten letters, which are as many as come at once, those of the last conversation, of which
+    there may be more; none where nothing new is of another."""
+    groups = [one["Attributes"].get("MessageGroupId", one["MessageId"]) for one in found]
+    if len(found) < 10 or groups[-1] == found[-1]["MessageId"]:
+        return []
+    cut = [one for one, group in zip(found, groups, strict=True) if group == groups[-1]]
+    return cut if any(one not in cut for one in new) else []

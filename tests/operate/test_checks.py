@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from inspect import isfunction
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +26,12 @@ def bad(found: Iterator[Finding]) -> list[str]:
     every = list(found)
     assert all(one.mend for one in every if one.level != "good")
     return [one.said for one in every if one.level == "bad"]
+
+
+def test_the_doctor_makes_every_check() -> None:
+    public = [one for name, one in vars(checks).items() if not name.startswith("_")]
+    made = {one for one in public if isfunction(one) and one.__module__ == checks.__name__}
+    assert set(checks.ALL) == made
 
 
 def test_wrong_settings_are_named(stage: Stage) -> None:
