@@ -19,6 +19,7 @@ from moto import mock_aws
 from moto.dynamodb.models import dynamodb_backends
 
 from chalicelib.config import Settings, load
+from chalicelib.ledger import Ledger, Reply
 from chalicelib.messages import InboundMessage, Keys, MessageId, OutgoingMessage
 from chalicelib.queues import Envelope, Kind
 from chalicelib.runtime import Runtime
@@ -374,6 +375,21 @@ def _envelope(
         received_at,
         asdict(message),
         callback_url="https://sms.example.com/webhooks/twilio/signed",
+    )
+
+
+def begun(
+    ledger: Ledger, id_: MessageId, *, theirs: str = THEIRS, received_at: float = NOW
+) -> Reply:
+    """An answer that was begun, and has no words yet."""
+    return ledger.open(
+        id_,
+        kind="inbound",
+        provider="twilio",
+        ours=OURS,
+        theirs=theirs,
+        callback_url="https://sms.example.com/webhooks/twilio/signed",
+        received_at=received_at,
     )
 
 

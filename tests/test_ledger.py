@@ -18,6 +18,7 @@ from tests.fakes import (
     THEIRS,
     FakeRuntime,
     Lost,
+    begun,
     no_answer,
     tapped,
 )
@@ -37,15 +38,7 @@ def ledger(runtime: FakeRuntime) -> Ledger:
 
 
 def opened(ledger: Ledger, received_at: float = NOW) -> Reply:
-    return ledger.open(
-        ID,
-        kind="inbound",
-        provider="twilio",
-        ours=OURS,
-        theirs=THEIRS,
-        callback_url="https://sms.example.com/webhooks/twilio/signed",
-        received_at=received_at,
-    )
+    return begun(ledger, ID, received_at=received_at)
 
 
 def words(*texts: str) -> list[tuple[str, tuple[str, ...]]]:
@@ -708,15 +701,7 @@ def test_all_parts_of_a_conversation_are_found(ledger: Ledger) -> None:
     with_words(ledger, "heron 1", "heron 2")
     other = MessageId(ID.conversation, "e" * 24)
     for id_ in (other, MessageId("d" * 24, "e" * 24)):
-        reply = ledger.open(
-            id_,
-            kind="inbound",
-            provider="twilio",
-            ours=OURS,
-            theirs=THEIRS,
-            callback_url="",
-            received_at=NOW,
-        )
+        reply = begun(ledger, id_)
         if id_ == other:
             reply = draft(reply, words("heron 3"))
             ledger.claim(reply, (reply.parts or ())[0], owner="me", lease_until=LEASE)

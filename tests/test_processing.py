@@ -37,6 +37,7 @@ from tests.fakes import (
     Lost,
     Tapped,
     aws_error,
+    begun,
     events,
     inbound,
     logged,
@@ -891,15 +892,7 @@ def receipt_for(reference: str, status: Any = "delivered", error: str = "") -> E
 def answered(runtime: FakeRuntime) -> Ledger:
     """A ledger that has one reply, of one part, sent."""
     ledger = Ledger(Table(runtime, "test"), runtime, keep_days=400)
-    reply = ledger.open(
-        REPLY,
-        kind="inbound",
-        provider="twilio",
-        ours=OURS,
-        theirs=THEIRS,
-        callback_url="",
-        received_at=NOW,
-    )
+    reply = begun(ledger, REPLY)
     reply = draft(reply, [(TEXT, [])])
     assert reply.parts is not None
     part = ledger.claim(reply, reply.parts[0], owner="me", lease_until=NOW + 60)

@@ -19,11 +19,11 @@ from tests.fakes import (
     HASH_KEY,
     NOBODY,
     NOW,
-    OURS,
     THEIRS,
     FakeRuntime,
     Lost,
     aws_error,
+    begun,
     events,
     logged,
     no_answer,
@@ -38,15 +38,7 @@ ID = MessageId("c" * 24, "d" * 24)
 def ledger(runtime: FakeRuntime) -> Ledger:
     """With one reply, of which the provider has the only part."""
     ledger = Ledger(Table(runtime, "test"), runtime, keep_days=400)
-    reply = ledger.open(
-        ID,
-        kind="inbound",
-        provider="twilio",
-        ours=OURS,
-        theirs=THEIRS,
-        callback_url="https://sms.example.com/webhooks/twilio/signed",
-        received_at=NOW,
-    )
+    reply = begun(ledger, ID)
     reply = draft(reply, [("A heron", ())])
     (part,) = reply.parts or ()
     part = ledger.claim(reply, part, owner="me", lease_until=NOW + 65)
@@ -152,15 +144,7 @@ def test_a_reply_that_a_receipt_lets_go_on_is_for_the_caller(
 
     # GIVEN a reply whose first part is unknown
     other = MessageId("c" * 24, "e" * 24)
-    reply = ledger.open(
-        other,
-        kind="inbound",
-        provider="twilio",
-        ours=OURS,
-        theirs=THEIRS,
-        callback_url="https://sms.example.com/webhooks/twilio/signed",
-        received_at=NOW,
-    )
+    reply = begun(ledger, other)
     reply = draft(reply, [("A heron", ()), ("Another", ())])
     part = ledger.claim(reply, (reply.parts or ())[0], owner="me", lease_until=NOW + 65)
     ledger.unknown(reply, part, reason="read_timeout")
@@ -210,15 +194,7 @@ def test_a_receipt_that_settles_the_last_part_announces_the_end(
 ) -> None:
     # GIVEN a reply whose first part is sent, and of whose second nobody found out what became
     other = MessageId("c" * 24, "e" * 24)
-    reply = ledger.open(
-        other,
-        kind="inbound",
-        provider="twilio",
-        ours=OURS,
-        theirs=THEIRS,
-        callback_url="",
-        received_at=NOW,
-    )
+    reply = begun(ledger, other)
     reply = draft(reply, [("A heron", ()), ("Another", ())])
     first, second = reply.parts or ()
     ledger.sent(reply, ledger.claim(reply, first, owner="me", lease_until=NOW + 65), "SM1")
@@ -333,15 +309,7 @@ def test_a_receipt_for_a_part_that_was_never_handed_over_is_no_opt_out(
     runtime: FakeRuntime, ledger: Ledger, consent: ConsentList
 ) -> None:
     other = MessageId("c" * 24, "e" * 24)
-    reply = ledger.open(
-        other,
-        kind="inbound",
-        provider="twilio",
-        ours=OURS,
-        theirs=THEIRS,
-        callback_url="",
-        received_at=NOW,
-    )
+    reply = begun(ledger, other)
     ledger.store_words(draft(reply, [("A heron", ())]))
     receipts.record(
         ledger, consent, NOBODY, receipt("failed", error="21610", reference=other.part(1))

@@ -109,6 +109,13 @@ class Twilio:
         account = SECRETS["twilio"]["account_sid"]
         return MessageId(KEYS.conversation(OURS, theirs), KEYS.message("twilio", account, sid))
 
+    def missed(self, words: str, **more: Any) -> MessageId:
+        """A text whose webhook never came; its id."""
+        self.cut = True
+        id_ = self.text(words, **more)
+        self.cut = False
+        return id_
+
     def receipts(self, wanted: bool) -> None:
         self.ask("PUT", "/provider/behaviour/twilio", json={"receipts": wanted})
 
@@ -195,9 +202,7 @@ def test_what_never_came_arrives_once(world: World, provider: Twilio, how: str) 
 
 
 def test_a_webhook_that_still_comes_is_a_duplicate(world: World, provider: Twilio) -> None:
-    provider.cut = True
-    id_ = provider.text("is the heron lost", id="SM-late")
-    provider.cut = False
+    id_ = provider.missed("is the heron lost", id="SM-late")
     world.runtime.clock += UNDER_WAY + 1
     filled(world)
     filled(world)  # (Before anybody has worked on it.)
@@ -212,9 +217,7 @@ def test_a_webhook_that_still_comes_is_a_duplicate(world: World, provider: Twili
 def test_a_question_is_answered_if_it_is_young(
     world: World, provider: Twilio, age: float, state: str
 ) -> None:
-    provider.cut = True
-    id_ = provider.text("is the heron lost")
-    provider.cut = False
+    id_ = provider.missed("is the heron lost")
     world.runtime.clock += age
     filled(world)
     world.work()
@@ -234,9 +237,7 @@ def test_consent_goes_by_when_it_was_said(
         provider.text("stop")
         world.work()
         world.runtime.clock += 60
-    provider.cut = True
-    id_ = provider.text(lost)
-    provider.cut = False
+    id_ = provider.missed(lost)
     said_at = world.runtime.clock
     world.runtime.clock += 2 * HOUR
     if later:
@@ -381,9 +382,7 @@ def test_an_old_question_is_not_answered_by_a_reconciliation(
     world: World, provider: Twilio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # GIVEN a text of 20 hours ago, and a backfill that dies before the sender's queue has it
-    provider.cut = True
-    id_ = provider.text("is the heron lost")
-    provider.cut = False
+    id_ = provider.missed("is the heron lost")
     asked_at = world.runtime.clock
     world.runtime.clock += 20 * HOUR
     send = Queues.send
@@ -440,9 +439,7 @@ def spillway(world: World, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> 
 def test_the_command_first_says_and_then_does(
     world: World, provider: Twilio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    provider.cut = True
-    id_ = provider.text("is the heron lost")
-    provider.cut = False
+    id_ = provider.missed("is the heron lost")
     world.runtime.clock = time.time() + UNDER_WAY
     result = spillway(world, monkeypatch, "--since", "3h", "--dry-run")
     assert result.exit_code == 1

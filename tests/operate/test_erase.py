@@ -39,6 +39,7 @@ from tests.fakes import (
     Context,
     FakeRuntime,
     aws_error,
+    begun,
     inbound,
     outgoing,
     sqs_event,
@@ -471,15 +472,7 @@ def test_what_a_letter_says_of_consent_outlives_it(
     at: float,
 ) -> None:
     # GIVEN a reply of which one part was sent, and what the list has already
-    reply = world.ledger.open(
-        ID,
-        kind="inbound",
-        provider="twilio",
-        ours=OURS,
-        theirs=PERSON,
-        callback_url="https://h.example",
-        received_at=NOW,
-    )
+    reply = begun(world.ledger, ID, theirs=PERSON)
     reply = draft(reply, [("heron 1", ()), ("heron 2", ())])
     part = world.ledger.claim(reply, (reply.parts or ())[0], owner="me", lease_until=NOW + 65)
     world.ledger.sent(reply, part, "SM-1")
@@ -501,15 +494,7 @@ def test_a_duplicate_among_the_letters_says_it_no_later(world: World) -> None:
     stop = inbound("STOP", theirs=PERSON)
     id_ = MessageId.parse(stop.id)
     assert id_ is not None
-    world.ledger.open(
-        id_,
-        kind="inbound",
-        provider="twilio",
-        ours=OURS,
-        theirs=PERSON,
-        callback_url="",
-        received_at=NOW,
-    )
+    begun(world.ledger, id_, theirs=PERSON)
     world.put_aside("outbound-dlq.fifo", inbound("STOP", theirs=PERSON, received_at=NOW + 3600))
     assert erased(world).good
     entry = world.table.get((f"P#default#{KEYS.number(PERSON)}", "CONSENT"))
@@ -617,15 +602,7 @@ def test_what_moves_on_while_it_is_waited_for_is_erased_as_it_is_then(
     world: World, now: FakeRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # GIVEN a claim whose owner writes its outcome down while the command waits
-    reply = world.ledger.open(
-        ID,
-        kind="inbound",
-        provider="twilio",
-        ours=OURS,
-        theirs=PERSON,
-        callback_url="",
-        received_at=NOW,
-    )
+    reply = begun(world.ledger, ID, theirs=PERSON)
     reply = draft(reply, [("heron", ())])
     part = world.ledger.claim(reply, (reply.parts or ())[0], owner="me", lease_until=NOW + 65)
     monkeypatch.setattr(now, "sleep", lambda seconds: move_on())
