@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import zlib
 from collections import Counter
+from dataclasses import dataclass
 from functools import cache
 from types import FrameType
 
@@ -99,6 +100,18 @@ _HOW = frozenset({"table", "queues", "archive", "vault", "runtime", "base"})
 _HELPERS = frozenset({"_move", "_record", "_replace", "<listcomp>", "<lambda>", "<genexpr>"})
 
 
+@dataclass(slots=True)
+class _Chance:
+    """How likely one kind of fault is at one call site: always, and where it is hot, for as long
+    as it is so."""
+
+    kind: str
+    rate: float
+    heat: float
+    hot_left: int
+    in_focus: bool
+
+
 class Faults:
     """The faults of one seed."""
 
@@ -121,7 +134,8 @@ class Faults:
         self._focus_rate = random.choice((0.1, 0.2, 0.4))
         self._focus_left = _MOST_IN_FOCUS
         self._lasting = random.choice((0.2, 0.5, 0.9))
-        self._hot: Counter[tuple[str, str]] = Counter()
+        # By site, what may strike there, each kind once: `_chances`.
+        self._known: dict[tuple[str, tuple[str, ...]], list[_Chance]] = {}
         self.hits: Counter[tuple[str, str]] = Counter()
         self.sites: Counter[str] = Counter()
 
@@ -129,6 +143,7 @@ class Faults:
         """Strikes where a call site has one of these in its name, instead of at random."""
         self._focus, self._focused, self._focus_rate = where, kinds, rate
         self._focus_left *= 2
+        self._known.clear()
 
     @property
     def calm(self) -> bool:
@@ -141,33 +156,43 @@ class Faults:
         late = self.calm
         if late and site.partition(":")[0] not in self.still:
             return ""
-        for kind in kinds:
-            rate = max(0.0 if late else self._rates[kind], self._heat(site, kind))
-            in_focus = self._focus_left > 0 and self._is_in_focus(site, kind)
-            if in_focus:
-                rate = max(rate, self._focus_rate)
+        chances = self._known.get((site, kinds))
+        if chances is None:
+            chances = self._known[site, kinds] = self._chances(site, kinds)
+        for chance in chances:
+            in_focus = chance.in_focus and self._focus_left > 0
+            rate = max(
+                0.0 if late else chance.rate,
+                chance.heat if chance.hot_left > 0 else 0.0,
+                self._focus_rate if in_focus else 0.0,
+            )
             if rate and self._world.random.random() < rate:
-                self.hits[site, kind] += 1
-                self._hot[site, kind] += 1
+                self.hits[site, chance.kind] += 1
+                chance.hot_left -= 1
                 self._focus_left -= in_focus
-                return kind
+                return chance.kind
         return ""
 
     def lasting(self) -> bool:
         """Whether a fault outlasts the client's own repetitions."""
         return self._world.chance(self._lasting)
 
-    def _is_in_focus(self, site: str, kind: str) -> bool:
-        return kind in self._focused and any(part in site for part in self._focus)
+    def _chances(self, site: str, kinds: tuple[str, ...]) -> list[_Chance]:
+        """Of each kind that may strike here at all."""
+        focus = any(part in site for part in self._focus)
+        every = [
+            _Chance(kind, self._rates[kind], *self._heat(site, kind), focus and kind in self._focused)
+            for kind in kinds
+        ]
+        return [one for one in every if one.rate or one.heat or one.in_focus]
 
-    def _heat(self, site: str, kind: str) -> float:
-        """How likely the fault is where it is hot, 0 elsewhere."""
-        struck = self._hot[site, kind]
+    def _heat(self, site: str, kind: str) -> tuple[float, int]:
+        """How likely the fault is where it is hot, 0 elsewhere; and how often it is."""
         if kind in STORE_FAULTS and _is_rare(site):
             mark = zlib.crc32(f"{self._world.seed}|{site}".encode()) % 5
-            return 0.9 if mark == STORE_FAULTS.index(kind) and struck < _MOST_RARE else 0.0
+            return (0.9, _MOST_RARE) if mark == STORE_FAULTS.index(kind) else (0.0, 0)
         mark = zlib.crc32(f"{self._world.seed}|{site}|{kind}".encode())
-        return 0.3 if mark % _HOT == 0 and struck < _MOST_HOT else 0.0
+        return (0.3, _MOST_HOT) if mark % _HOT == 0 else (0.0, 0)
 
 
 def site_of(role: str) -> str:
