@@ -180,8 +180,9 @@ class Faults:
     def _chances(self, site: str, kinds: tuple[str, ...]) -> list[_Chance]:
         """Of each kind that may strike here at all."""
         focus = any(part in site for part in self._focus)
+        focused = self._focused if focus else frozenset()
         every = [
-            _Chance(kind, self._rates[kind], *self._heat(site, kind), focus and kind in self._focused)
+            _Chance(kind, self._rates[kind], *self._heat(site, kind), kind in focused)
             for kind in kinds
         ]
         return [one for one in every if one.rate or one.heat or one.in_focus]

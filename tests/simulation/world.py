@@ -17,7 +17,9 @@ from greenlet import getcurrent, greenlet
 
 T = TypeVar("T")
 
-START = 1_790_000_000.0  # unix seconds: when every simulated story begins
+# Unix seconds: when every simulated story begins, 400 s before midnight (UTC). What is counted or
+# kept by the day is to meet its end.
+START = 1_790_035_200.0 - 400
 MOST_STEPS = 400_000
 
 
