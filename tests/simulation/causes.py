@@ -226,7 +226,9 @@ class Causes:
             raise Violation("the list says what was said last", text.name, (id_,))
 
     def _has_cause(self, task: Task, reason: str, id_: str) -> None:
-        if reason == "media: 404" and self._out.texts[id_].picture == "gone":
+        text = self._out.texts.get(id_)
+        gone = text is not None and (text.picture == "gone" or self._out.pictures_gone)
+        if reason == "media: 404" and gone:
             return  # a provider may not have it yet
         if self._calm:
             raise Violation("where nothing is wrong nobody waits", f"{reason} {id_}", (id_,))

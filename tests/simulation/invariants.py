@@ -17,6 +17,7 @@ from boto3.dynamodb.types import TypeDeserializer
 
 from chalicelib.attachments import WAITS
 from chalicelib.consent import KEPT, events_of
+from chalicelib.ledger import DAY
 from chalicelib.messages import STATUS_RANK
 from spillway.operate.reconciliation import Reconciled
 from tests.simulation import outside
@@ -80,6 +81,10 @@ class Invariants:
         self._unknown: set[tuple[str, int]] = set()  # references and attempts that were unknown
         self._owners: dict[tuple[str, str], int] = {}  # reference and owner -> its attempt
         self._stored_at: dict[str, float] = {}  # when the table first had a text
+        self._replays: dict[str, set[str]] = defaultdict(set)  # texts, and where they were read
+        self._replaced_at: dict[str, float] = {}  # when what the table says of a text was replaced
+        self._pictures: set[str] = set()  # texts whose picture was kept
+        self.dropped: list[tuple[str, str]] = []  # letters: their queue and their body
         self._opened_at: dict[str, float] = {}  # when the ledger first had a message
         self._waited_at: dict[str, float] = {}  # when a part of a message last waited
         self._states: dict[str, list[tuple[float, str]]] = defaultdict(list)
@@ -138,6 +143,8 @@ class Invariants:
         id_ = envelope["id"]
         if not id_:
             return
+        if envelope["kind"] == "replay":
+            self._replays[id_].add(envelope["payload"]["archived_in"])
         if envelope["kind"] == "settle" and "dlq" not in queue:
             self._settles.add(id_)
             part = (f"{id_}-{envelope['payload']['part']}", envelope["payload"]["attempt"])
@@ -290,9 +297,10 @@ class Invariants:
                 self._ever_opted_out.add(pk)
             else:
                 self._opted_out.pop(pk, None)
-        if sk.startswith("IN#") and old is None:
-            id_ = f"{pk.partition('#')[2]}-{sk.partition('#')[2]}"
-            self._stored_at[id_] = self._cloud.world.now
+        if sk.startswith("IN#"):
+            self._on_text(
+                f"{pk.partition('#')[2]}-{sk.partition('#')[2]}", self._plain(old), self._plain(new)
+            )
         if sk.startswith("IN#") and new is not None and new.get("keyword", {}).get("S") == "stop":
             self._stop_is_listed(f"{pk.partition('#')[2]}-{sk.partition('#')[2]}")
         if sk == "LOOP" and old is not None and "replies" not in (new or {}):
@@ -302,6 +310,28 @@ class Invariants:
         if sk.startswith("OUT#"):
             before, after = self._plain(old) or {}, self._plain(new) or {}
             self._on_reply(f"{pk.partition('#')[2]}-{sk.partition('#')[2]}", before, after)
+
+    def _on_text(self, id_: str, old: Item | None, new: Item | None) -> None:
+        """A text is stored once; a replay replaces what it was read from, and its life stays."""
+        now = self._cloud.world.now
+        if old is None:
+            self._stored_at[id_] = now
+        elif new is not None and self._cloud.world.current().process.name.startswith("processing"):
+            self._replaced_at[id_] = now
+            if old.get("archive_key") not in self._replays[id_]:
+                raise Violation("a replay replaces what it was read from", self._name(id_), (id_,))
+            if any(old[name] != new[name] for name in ("id", "expires_at", "from", "to")):
+                raise Violation("a replay replaces what it was read from", self._name(id_), (id_,))
+            self._has_its_day(str(new["archive_key"]), float(new["received_at"]))
+        if new is not None and any("key" in one for one in new.get("media") or ()):
+            self._pictures.add(id_)
+
+    def _has_its_day(self, key: str, received_at: float) -> None:
+        """What is replayed is in an object of its own day: an erasure goes back by its date."""
+        day = received_at // DAY
+        lines = self._lines(dict(outside.objects(self._cloud.stores["s3"]))[key])
+        if any(float(line["received_at"]) // DAY != day for line in lines):
+            raise Violation("an object of replayed texts has one day", key)
 
     def _is_in_force(self, pk: str, old: Item | None, new: Item) -> None:
         """The list holds what counts: of one kind the latest, else the later, STOP by a tie."""
@@ -523,7 +553,7 @@ class Invariants:
         ]
         for key, body in outside.objects(self._cloud.stores["s3"]):
             if key.startswith("messages/"):
-                found += map(json.loads, gzip.decompress(body).splitlines())
+                found += self._lines(body)
         for queue in _DLQ.values():
             for letter in self._cloud.stores["sqs"].messages(f"spillway-test-{queue}"):
                 if letter.body not in GARBAGE:
@@ -545,14 +575,30 @@ class Invariants:
             for letter in self._cloud.stores["sqs"].messages(f"spillway-test-{queue}")
             if letter.body not in GARBAGE
         }
+        letters |= {json.loads(body)["id"] for _, body in self.dropped}
         for kind, ids in found.open.items():
             for id_ in ids:
                 text = self._out.texts.get(id_)
+                unstored = text is not None and (not text.acknowledged or id_ in letters)
                 allowed = (kind == "dead_lettered" and id_ in letters) or (
-                    kind == "not_stored" and text is not None and not text.acknowledged
+                    kind == "not_stored" and unstored
                 )
                 if not allowed:
                     raise Violation("the stores agree", f"{self._name(id_)}: {kind}", (id_,))
+
+    def replayed(self, began: float) -> None:
+        """Nobody came between, and nothing is on its way any more: what is stored was found out
+        anew, but what is put aside or erased."""
+        aside = {
+            json.loads(letter.body)["id"]
+            for letter in self._cloud.stores["sqs"].messages("spillway-test-processing-dlq")
+            if letter.body not in GARBAGE
+        }
+        for id_, text in self._out.texts.items():
+            item = self._item(f"C#{text.id.conversation}", f"IN#{text.id.message}") or {}
+            there = "archive_key" in item and id_ not in aside and not self._is_erased(text)
+            if there and self._replaced_at.get(id_, 0.0) < began:
+                raise Violation("a replay replaces what it was read from", text.name, (id_,))
 
     def answered(self, person: str) -> list[Text]:
         """The person's texts of which the stores still know that they came and were answered."""
@@ -653,6 +699,16 @@ class Invariants:
                 self._justified(letter, mappings[queue])
             if littered and not {letter.body for letter in letters}.issuperset(GARBAGE):
                 raise Violation("what is not ours is put aside", queue)
+        # What was dropped is nowhere any more; but nobody drops what the list would need.
+        needed = {queue: set(ids) for queue, ids in dead.items()}
+        for queue, body in self.dropped:
+            envelope = json.loads(body)
+            source = next(name for name, dlq in _DLQ.items() if dlq == queue)
+            unheard.add(envelope["id"])
+            if envelope["kind"] != "event":
+                dead[source].add(envelope["id"])
+            if not self._says_stop(envelope):
+                needed[source].add(envelope["id"])
         # What was lost comes back by its text, unless that is put aside as well, or erased.
         dead["outbound.fifo"] |= {
             id_
@@ -678,12 +734,17 @@ class Invariants:
                 self._told_of(text, dead["processing"] | dead["outbound.fifo"])
         self._one_confirmation()
         self._heard(dead["processing"])
-        self._last_word(dead)
+        self._last_word(needed)
         self._providers_word()
         for call in self._out.calls:
-            self._is_recorded(call, dead["processing"])
+            self._is_recorded(call, needed["processing"])
         if self.hearing is not None and "" not in unheard:
             self._all_was_heard(self.hearing, unheard)
+
+    def _says_stop(self, envelope: dict[str, Any]) -> bool:
+        text = self._out.texts.get(envelope["id"])
+        told = envelope["kind"] == "consent" and envelope["payload"].get("event") == "stop"
+        return told or (text is not None and text.kind == outside.STOP)
 
     def _all_was_heard(self, hearing: Hearing, unheard: set[str]) -> None:
         """Of all that is stored, ended, told and consented to the business has heard, but of what
@@ -743,6 +804,8 @@ class Invariants:
         id_ = str(text.id)
         (medium,) = media
         may_be_had = not outside.PICTURES[text.picture]
+        if "key" not in medium and id_ in self._pictures:
+            raise Violation("a picture is kept as it was sent", f"{text.name}: it was", (id_,))
         if "key" in medium:
             there = dict(outside.objects(self._cloud.stores["s3"])).get(medium["key"])
             if not may_be_had or there != text.picture_itself:
@@ -752,6 +815,8 @@ class Invariants:
             first = min(self.received[id_]["processing"])
             if self._stored_at[id_] - first < WAITS - 2:
                 raise Violation("a picture is waited for", text.name, (id_,))
+        elif medium["error"] == "gone" and self._out.pictures_gone:
+            pass  # (It could not be had while it was there.)
         elif medium["error"] != outside.PICTURES[text.picture]:
             raise Violation("a picture is kept as it was sent", f"{text.name}: {medium}", (id_,))
 
@@ -1007,9 +1072,11 @@ class Invariants:
                     if text.provider_id in payload:
                         found[""][text.provider_id] = payload
             elif key.startswith("messages/"):
-                lines = gzip.decompress(body).decode().splitlines()
-                found[key] = {line["id"]: line for line in map(json.loads, lines)}
+                found[key] = {line["id"]: line for line in self._lines(body)}
         return found
+
+    def _lines(self, body: bytes) -> list[Item]:
+        return list(map(json.loads, gzip.decompress(body).splitlines()))
 
     def _item(self, pk: str, sk: str) -> Item | None:
         answer = self._cloud.stores["dynamodb"].get_item(

@@ -215,6 +215,7 @@ class Outside:
         self.told: dict[str, list[str]] = defaultdict(list)
         self.rotated_at = float("-inf")
         self.lost: set[str] = set()  # providers whose secret is gone
+        self.pictures_gone = False  # as after a month, or a year: nobody has them any more
         self.robot = ""
         self.mended = False  # the bug in the adopter's own function
         self._robots_left = 12
@@ -430,7 +431,7 @@ class Outside:
         name = request.url.path.rpartition("/")[2]
         (text,) = (one for one in self.texts.values() if one.name == name)
         headers = {"Content-Type": "text/html" if text.picture == "a page" else "image/jpeg"}
-        if text.picture == "gone":
+        if text.picture == "gone" or self.pictures_gone:
             return httpx.Response(404)
         if text.picture == "led astray":
             return httpx.Response(302, headers={"Location": "http://169.254.169.254/latest"})

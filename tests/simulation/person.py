@@ -1,5 +1,6 @@
-"""The person in charge: moves dead letters back, decides about unknown sends, erases people, writes
-down what they say on the telephone, and holds the stores against each other."""
+"""The person in charge: moves dead letters back or drops them, decides about unknown sends, erases
+people, writes down what they say on the telephone, has texts processed again, and holds the stores
+against each other."""
 
 from __future__ import annotations
 
@@ -19,18 +20,20 @@ from chalicelib.settling import Decision, decide
 from chalicelib.statements import Statement, id_of
 from chalicelib.table import Table
 from spillway.operate.consent import list_of
+from spillway.operate.dropping import Drop
 from spillway.operate.erasure import Erased, Erasure
 from spillway.operate.letters import SOURCES
 from spillway.operate.reconciliation import Reconciled, Reconciliation
 from spillway.operate.redriving import Redrive, Redriven
+from spillway.operate.replay import Replay, Replayed
 from spillway.stage import Api
 from spillway.stores import Stores
 from tests.simulation.causes import current_state
 from tests.simulation.functions import Mapping as Source
-from tests.simulation.outside import KEYS, URL, Call, Outside
+from tests.simulation.outside import KEYS, OUTGOING, UNREADABLE, URL, Call, Outside
 from tests.simulation.runtime import Cloud, SimulatedRuntime
 from tests.simulation.stores import REGION
-from tests.simulation.world import Process, Violation
+from tests.simulation.world import Process, Task, Violation
 
 # Neither JSON, nor an envelope, nor of a kind that either queue may carry.
 GARBAGE = (
@@ -105,7 +108,8 @@ class Operator:
         self._out = out
         self._mappings = mappings
         self._moved = 0
-        self._redriving = 0
+        self._moving = 0  # runs that have messages in their hands, where no erasure finds them
+        self.dropped: list[tuple[str, str]] = []  # letters: their queue and their body
         self.littered = False
         self.says: tuple[Decision, ...] = ("sent", "resend", "give_up")
         self.settings: Callable[[str], Any] = lambda role: None
@@ -113,32 +117,106 @@ class Operator:
         # Called where a run says that all is gone: who, and when it began.
         self.on_good: Callable[[str, float], None] = lambda person, began: None
         self.on_lost: Callable[[str], None] = lambda id_: None
+        # Called where a run has seen all that there was, and nothing else was going on.
+        self.on_replayed: Callable[[float], None] = lambda began: None
         # Called where there is nothing to be put right any more.
         self.on_reconciled: Callable[[Reconciled], None] = lambda result: None
 
     def redrive(self) -> None:
         """Dead letters go back to their queues: by our own command, which may die and is perhaps
         run again, or by AWS's."""
-        world, cloud = self._cloud.world, self._cloud
+        world = self._cloud.world
         if world.chance(0.5):
             self._redrive_as_aws()
             return
-        if any(one.running for one in self.erased.values()):
+        if self._is_erasing():
             return  # what is in its hand no erasure finds: docs/RETENTION.md
-        self._redriving += 1
+        self._moving += 1
         for _ in range(world.random.choice((1, 3))):
-            process = Process(f"redriver-{world.steps}")
-            stage: Any = SimulatedStage(cloud, process, self.settings, "redriver")
+            stage, process = self._stage("redriver")
             task = world.spawn(partial(_redriven, stage, world.random.choice((1, 10))), process)
             world.wait(task)
-            error = task.error
-            if error is not None and not process.dead and not is_transient(error):
-                raise Violation("no bug", f"{type(error).__name__} left the redrive: {error!r}")
+            self._is_none_of_ours(task, "the redrive")
             world.note("operator", f"redrove: {task.result}")
             if task.result is not None and task.result.good:
                 break
             world.sleep(60 * world.random.random())
-        self._redriving -= 1
+        self._moving -= 1
+
+    def _is_erasing(self) -> bool:
+        return any(one.running for one in self.erased.values())
+
+    def drop(self) -> None:
+        """Dead letters that nobody wants any more are dropped, some or all; by a command that may
+        die and is perhaps run again. What would take a STOP with it stays."""
+        world, sqs = self._cloud.world, self._cloud.stores["sqs"]
+        if self._is_erasing():
+            return
+        self._moving += 1
+        share = world.random.choice((0.5, 1.0))
+        for queue in SOURCES:
+            letters = sqs.messages(f"spillway-test-{queue}")
+            ids = [one.id for one in letters if one.body not in GARBAGE and world.chance(share)]
+            if not ids:
+                continue
+            for _ in range(world.random.choice((1, 3))):
+                there = {one.id: one.body for one in sqs.messages(f"spillway-test-{queue}")}
+                stage, process = self._stage("dropper")
+                task = world.spawn(partial(_dropped, stage, queue, ids), process)
+                world.wait(task)
+                left = {one.id for one in sqs.messages(f"spillway-test-{queue}")}
+                # (Or moved back by somebody else: then it is still what it was.)
+                self.dropped += [
+                    (queue, body) for id_, body in there.items() if id_ in ids and id_ not in left
+                ]
+                self._is_none_of_ours(task, "the dropping")
+                world.note("operator", f"dropped: {task.result}")
+                if task.error is None and not process.dead:
+                    break
+                world.sleep(60 * world.random.random())
+        self._moving -= 1
+
+    def replay(self, *, until_good: bool = False) -> None:
+        """Texts are processed again: all of them, or some; by a command that may die and is
+        perhaps run again."""
+        world = self._cloud.world
+        if self._is_erasing():
+            return
+        self._moving += 1
+        never = (UNREADABLE, OUTGOING)
+        texts = [text for text in self._out.texts.values() if text.kind not in never]
+        ids: list[str] = []
+        if texts and not until_good and world.chance(0.5):
+            ids = [str(world.random.choice(texts).id) for _ in range(3)]
+        result, began = None, world.now
+        for _ in range(_MOST_RUNS if until_good else world.random.choice((1, 2))):
+            began = world.now
+            stage, process = self._stage("replayer")
+            task = world.spawn(partial(_replayed, stage, ids), process)
+            world.wait(task)
+            self._is_none_of_ours(task, "the replay")
+            result = task.result if task.error is None and not process.dead else None
+            world.note("operator", f"replayed: {result}")
+            if result is not None:
+                break
+            world.sleep(60 * world.random.random())
+        self._moving -= 1
+        if result is not None and (result.unreadable or result.changed):
+            raise Violation("what is archived can be read", f"{result}")
+        if until_good:
+            if result is None:
+                raise Violation("what is archived can be read", f"not in {_MOST_RUNS} runs")
+            self.on_replayed(began)
+
+    def _stage(self, role: str) -> tuple[Any, Process]:
+        process = Process(f"{role}-{self._cloud.world.steps}")
+        return SimulatedStage(self._cloud, process, self.settings, role), process
+
+    def _is_none_of_ours(self, task: Task, what: str) -> None:
+        """A command may fail as a store does, and be killed, and no otherwise."""
+        error = task.error
+        if error is not None and not task.process.dead and not is_transient(error):
+            raise Violation("no bug", f"{type(error).__name__} left {what}: {error!r}")
 
     def lose(self) -> None:
         """Somebody deletes a message from the outbound queue, by mistake."""
@@ -216,8 +294,7 @@ class Operator:
         self._out.calls.append(call)
         world = self._cloud.world
         while True:
-            process = Process(f"clerk-{world.steps}")
-            stage: Any = SimulatedStage(self._cloud, process, self.settings, "clerk")
+            stage, process = self._stage("clerk")
             task = world.spawn(partial(_stated, stage, said), process)
             task.notes["began"] = world.now
             world.wait(task)
@@ -232,24 +309,21 @@ class Operator:
     def erase(self, person: str, *, until_good: bool = False) -> None:
         """Erases somebody; again where the command died or failed, and until it is good where it
         is said that nobody comes between any more."""
-        world, cloud = self._cloud.world, self._cloud
+        world = self._cloud.world
         erased = self.erased.setdefault(person, Erasures())
         result = None
-        while self._redriving:
+        while self._moving:
             world.sleep(30)
         for _ in range(_MOST_RUNS):
-            process = Process(f"eraser-{world.steps}")
-            stage: Any = SimulatedStage(cloud, process, self.settings, "eraser")
+            stage, process = self._stage("eraser")
             erased.running += 1
             task = world.spawn(partial(_erased, stage, person), process)
             began = task.notes["began"] = world.now
             world.wait(task)
             erased.running -= 1
             erased.until = world.now
-            error = task.error
-            if error is not None and not process.dead and not is_transient(error):
-                raise Violation("no bug", f"{type(error).__name__} left the erasure: {error!r}")
-            result = task.result if error is None and not process.dead else None
+            self._is_none_of_ours(task, "the erasure")
+            result = task.result if task.error is None and not process.dead else None
             world.note("operator", f"erased {person}: {result}")
             if result is not None and result.good:
                 self.on_good(person, began)
@@ -263,18 +337,15 @@ class Operator:
         """Holds the stores against each other, and puts right what somebody's death left behind;
         again where the command died or failed, and until nothing is to be put right any more where
         it is said that nobody comes between."""
-        world, cloud = self._cloud.world, self._cloud
+        world = self._cloud.world
         result = None
         for _ in range(_MOST_RUNS if until_good else world.random.choice((1, 3))):
-            process = Process(f"reconciler-{world.steps}")
-            stage: Any = SimulatedStage(cloud, process, self.settings, "reconciler")
+            stage, process = self._stage("reconciler")
             task = world.spawn(partial(_reconciled, stage), process)
             task.notes["began"] = world.now
             world.wait(task)
-            error = task.error
-            if error is not None and not process.dead and not is_transient(error):
-                raise Violation("no bug", f"{type(error).__name__} left the reconciling: {error!r}")
-            result = task.result if error is None and not process.dead else None
+            self._is_none_of_ours(task, "the reconciling")
+            result = task.result if task.error is None and not process.dead else None
             world.note("operator", f"reconciled: {_told(result)}")
             if result is not None and not (until_good and _moved(result)):
                 break
@@ -394,6 +465,19 @@ def _told(result: Reconciled | None) -> str:
 
 def _redriven(stage: Any, rate: float) -> Redriven:
     return Redrive(stage, list(SOURCES), lambda letter: True, rate=rate).run()
+
+
+def _dropped(stage: Any, queue: str, ids: list[str]) -> Any:
+    return Drop(stage).run(queue, ids)
+
+
+def _replayed(stage: Any, ids: list[str]) -> Replayed:
+    replay = Replay(stage, rate=50)
+    if ids:
+        replay.messages(ids)
+    else:
+        replay.since(0.0, None)
+    return replay.done
 
 
 def _stated(stage: Any, said: Statement) -> bool:

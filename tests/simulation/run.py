@@ -62,6 +62,8 @@ QUEUES = {
 FOURTEEN_DAYS = 14 * 86_400
 _ERASED = 0.4  # how likely somebody wants to be forgotten
 _RECONCILED = 0.6  # how likely somebody holds the stores against each other
+_REPLAYED = 0.4  # how likely texts are processed again
+_DROPPED = 0.3  # how likely dead letters are dropped
 _LOST = 0.2  # how likely somebody loses a message then, soon after it came
 _ILLUSTRATED = 0.33  # how likely people send pictures
 _PUT_ASIDE = 0.1  # how likely dead letters are what a story is about
@@ -186,6 +188,7 @@ class Simulation:
         self.invariants.erased = self.operator.erased
         self.operator.on_good = self.invariants.nothing_is_left_of_before
         self.operator.on_reconciled = self.invariants.agree
+        self.operator.on_replayed = self._replayed
         self.operator.on_lost = self.invariants.lose
         # (Drawn apart, so that no other seed is another story for it.)
         erasing = Random(f"{seed} erases")
@@ -204,8 +207,20 @@ class Simulation:
                 if reconciling.random() < _LOST:
                     after = text.at - START + 5 * reconciling.random() ** 2
                     world.spawn(self.operator.lose, after=after)
+        replaying = Random(f"{seed} replays")
+        self.replays = not calm and replaying.random() < _REPLAYED
+        self._replayed_since = 0.0
+        if self.replays:
+            for _ in range(replaying.choice((1, 3))):
+                after = (story.end - START) * replaying.random()
+                world.spawn(self.operator.replay, after=after)
+        dropping = Random(f"{seed} drops")
+        if not calm and dropping.random() < _DROPPED:
+            self.invariants.dropped = self.operator.dropped
+            for share in (dropping.random(), 1.2):
+                world.spawn(self.operator.drop, after=(story.end - START) * share)
         # (After the end, too, when they meet what nobody else does: dead letters.)
-        faults.still = set() if calm else {"eraser", "reconciler"}
+        faults.still = set() if calm else {"eraser", "reconciler", "replayer", "dropper"}
         for call in calls(Random(f"{seed} calls"), story):
             by = self.operator.state if call.by_hand else self.outside.state
             world.spawn(lambda call=call, by=by: by(call), after=call.handed_in - START)  # type: ignore[misc]
@@ -249,6 +264,8 @@ class Simulation:
         self.cloud.faults.calm_at = world.now
         self.cloud.outages.clear()
         self.cloud.slowness.clear()
+        if self.replays:
+            self._processed_again()
         if self.erases:
             self._erased_for_good(self.erases)
         if self.reconciles:
@@ -256,6 +273,19 @@ class Simulation:
         self.invariants.at_rest(self.mappings, self.operator.littered)
         world.spawn(lambda: self.invariants.asked_for(self.door))
         world.run(world.now + 10 * HOURS)
+
+    def _processed_again(self) -> None:
+        """When nobody does anything any more, and no provider has any picture any more, texts are
+        processed again: each is stored anew, and no picture is lost by it."""
+        world = self.world
+        self.outside.pictures_gone = True
+        world.spawn(lambda: self.operator.replay(until_good=True))
+        world.run(world.now + 20 * HOURS)
+        self.cloud.faults.still.discard("replayer")
+        self.invariants.replayed(self._replayed_since)
+
+    def _replayed(self, began: float) -> None:
+        self._replayed_since = began
 
     def _erased_for_good(self, person: str) -> None:
         """When nobody does anything any more, nothing is left of somebody; and nothing comes of
