@@ -21,10 +21,11 @@ from chalicelib.text import segments
 from tests.simulation import outside
 from tests.simulation.outside import NUMBERS, Accepted, Outside
 from tests.simulation.runtime import Cloud, SimulatedRuntime, reference_of
+from tests.simulation.slots import Slots
 from tests.simulation.story import PEOPLE
 from tests.simulation.world import Process, Task, Violation
 
-_HELD_BACK = 0.25  # of the seeds that are not calm
+_HELD_BACK = 0.4  # of the seeds that are not calm
 _SKEW = 0.5  # seconds that a clock may be off
 _SOON = 1.0  # seconds that a slot may be away
 _DAY = 86_400
@@ -114,6 +115,7 @@ class Traffic:
         self._out = out
         self._rules = held
         self._slots: dict[str, list[float]] = defaultdict(list)  # by pace, in order of time
+        self._by_batch = Slots(cloud, held.pace_of)
         self._left: Counter[str] = Counter()  # segments by pace
         self._days: Counter[tuple[str, float]] = Counter()  # likewise, and by day
         self._confirmed: Counter[str] = Counter()  # segments that need not wait
@@ -181,15 +183,19 @@ class Traffic:
         there = {n: float(answer["Attributes"][n]["N"]) / 1e6 for n in ("next_at", "ahead_at")}
         if ":back" in values:
             # (Just before the end that it had.)
-            for number in range(round(values[":back"] / interval)):
+            count = round(values[":back"] / interval)
+            for number in range(count):
                 found = bisect_right(slots, there["next_at"] + (number + 0.5) * interval) - 1
                 del slots[found]
+            self._by_batch.give_back(task.process, name, count)
             return
         cost = values.get(":cost", values.get(":end", 0.0) - values.get(":now", 0.0))
         ahead = "next_at = next_at + :cost" in moved and "ahead_at =" in moved
         end = there["ahead_at" if ahead else "next_at"]
-        for number in range(round(cost / interval)):
-            insort(slots, end - (number + 1) * interval)
+        taken = [end - (number + 1) * interval for number in range(round(cost / interval))]
+        for slot in taken:
+            insort(slots, slot)
+        self._by_batch.take(task.process, name, taken, there["next_at"] - interval)
 
     def _on_request(self, task: Task, request: httpx.Request) -> None:
         host, now = request.url.host, self._cloud.world.now
