@@ -12,7 +12,7 @@ import httpx
 from botocore.exceptions import ClientError
 
 from tests.simulation.hearing import HOST
-from tests.simulation.outside import INVALID_CODES, KEYS, OPTED_OUT_CODES, Outside
+from tests.simulation.outside import INVALID_CODES, KEYS, NUMBERS, OPTED_OUT_CODES, Outside
 from tests.simulation.runtime import Cloud, reference_of
 from tests.simulation.traffic import Rules
 from tests.simulation.world import Process, Task, Violation
@@ -20,6 +20,7 @@ from tests.simulation.world import Process, Task, Violation
 Item = dict[str, Any]
 
 _PROVIDERS = {"api.twilio.com": "twilio", "api.telnyx.com": "telnyx"}
+DEPTH_KEPT = 10.0  # seconds for which a queue's depth counts, once it was read
 FRESH = 1.0  # seconds for which a breaker's state counts, once it was read
 SKEW = 0.5  # seconds that a clock may be off
 PAUSE = 2.0  # seconds between two looks at the vault for a new secret
@@ -51,6 +52,14 @@ class Causes:
         # Repetitions that were refused: reference and attempt -> by whom, when, how.
         self._repeats: dict[tuple[str, str], tuple[Process, float, int]] = {}
         self.listed: set[str] = set()  # what was handed over to a person, by reference
+        self.reply_max_age = 0.0
+        # Who changed a reply, and when last; whom our own redrive has made younger.
+        self._writers: dict[str, dict[Process, float]] = defaultdict(dict)
+        self._redriven: set[str] = set()
+        # When each process last read the breakers, and the depth of a queue.
+        self._read_at: dict[tuple[Process, str], float] = {}
+        # Claims that have not ended, by who made them.
+        self._claims: dict[Process, set[str]] = defaultdict(set)
         cloud.watchers.append(self._on_call)
         cloud.http_watchers.append(self._on_request)
         cloud.on_failure = self._on_failure
@@ -68,11 +77,60 @@ class Causes:
         if refused and answer.response["Error"]["Code"] == "ConditionalCheckFailedException":
             _mark(task, "conflict", now)
         if service == "dynamodb":
+            self._takes_no_slot_in_vain(task, arguments)
             self._reads_consent_before_claims(task, arguments)
+        if task.process is not self._cloud.world.outside:
+            self._looks_rarely(task, operation, arguments)
+        if service == "sqs" and operation.startswith("send_message"):
+            self._on_sent(task, arguments)
         if service == "secretsmanager":
             name = arguments["SecretId"].rpartition("/")[2]
             self._is_fetched_in_time(task, name)
             self._fetched[task.process, name] = now
+
+    def _looks_rarely(self, task: Task, operation: str, arguments: dict[str, Any]) -> None:
+        role = task.process.name.partition("-")[0]
+        breakers = operation == "batch_get_item" and "BREAKER" in json.dumps(arguments)
+        if role == "sender" and breakers:
+            self._is_read_rarely(task, "breakers", FRESH)
+        elif role == "receiver" and operation == "get_queue_attributes":
+            self._is_read_rarely(task, "depth", DEPTH_KEPT)
+
+    def _is_read_rarely(self, task: Task, what: str, kept: float) -> None:
+        """An environment looks how things stand, and goes by that for a while."""
+        now = self._cloud.world.now
+        last = self._read_at.get((task.process, what), float("-inf"))
+        if now - last < kept - 0.2 and task.process.troubled_at < last - 120:
+            raise Violation("what is known is not asked again", what)
+        self._read_at[task.process, what] = now
+
+    def _on_sent(self, task: Task, arguments: dict[str, Any]) -> None:
+        """A message goes on a queue."""
+        queue, now = arguments["QueueUrl"].rpartition("-")[2], self._cloud.world.now
+        for entry in arguments.get("Entries", [arguments]):
+            if task.process.name.startswith("redriver"):
+                self._redriven.add(json.loads(entry["MessageBody"])["id"])
+            posted = queue == "outbound.fifo" and '"kind":"outgoing"' in entry["MessageBody"]
+            if not posted or not task.process.name.startswith("receiver"):
+                continue
+            looked = self._read_at.get((task.process, "depth"), float("-inf"))
+            troubled = task.process.troubled_at >= now - 120
+            if now - looked > DEPTH_KEPT + 5 and not troubled:
+                raise Violation("our own clients do not fill a queue", "nobody looked")
+
+    def _takes_no_slot_in_vain(self, task: Task, arguments: dict[str, Any]) -> None:
+        """Who is let through by nobody just now takes no slot from others."""
+        key = arguments.get("Key", {}).get("pk", {}).get("S", "")
+        values = arguments.get("ExpressionAttributeValues", {})
+        pace = key.removeprefix("R#")
+        provider = NUMBERS.get(pace, "")
+        takes = ":cost" in values or (":end" in values and ":back" not in values)
+        # (What is taken by the batch is taken before anybody is asked for.)
+        last = task.notes.get("last_key", "")
+        by_one = last == "CONSENT" or last.startswith("OUT#")
+        known = pace != key and provider and takes and by_one
+        if known and self._is_known_to_be_open(task, provider):
+            raise Violation("an open breaker lets nobody through", f"{provider}: a slot")
 
     def _is_fetched_in_time(self, task: Task, name: str) -> None:
         """The door has what it needs before anybody comes, and the sender before it asks."""
@@ -162,6 +220,8 @@ class Causes:
             id_ = f"{pk.partition('#')[2]}-{sk.partition('#')[2]}"
             self._items[id_] = new
             process = self._cloud.world.current().process
+            self._writers[id_][process] = now
+            self._on_claims(process, id_, old or {}, new)
             if current_state(old or {}) == "unknown" != current_state(new):
                 self._known[id_] = now
             if current_state(old or {}) == "sending" != current_state(new):
@@ -170,6 +230,17 @@ class Causes:
             freed = current_state(new) == "waiting" != current_state(old or {})
             if waits and freed and process.name.startswith("processing"):
                 self._waiting[id_] = (process, now)
+
+    def _on_claims(self, process: Process, id_: str, old: Item, new: Item) -> None:
+        before = _parts(old)
+        for number, part in _parts(new).items():
+            now_so = part["M"]["state"]["S"] == "sending"
+            was_so = number in before and before[number]["M"]["state"]["S"] == "sending"
+            if now_so and not was_so:
+                self._claims[process].add(f"{id_}-{number}")
+            elif was_so and not now_so:
+                for claims in self._claims.values():
+                    claims.discard(f"{id_}-{number}")
 
     def _reads_consent_before_claims(self, task: Task, arguments: dict[str, Any]) -> None:
         values = arguments.get("ExpressionAttributeValues", {})
@@ -192,8 +263,14 @@ class Causes:
         if event in ("deferred", "closed", "unexpected_error"):
             task.notes.pop("asked", None)
         if event == "deferred":
-            self._has_cause(task, str(line["reason"]), str(line.get("id", "")))
+            id_, seconds = str(line.get("id", "")), float(line["seconds"])
+            self._has_cause(task, str(line["reason"]), id_, seconds)
             task.notes.pop("conflict", None)
+        elif event == "closed":
+            item = self._items.get(str(line["id"]), {})
+            said = ": ".join(str(line[n]) for n in ("reason", "code") if line.get(n))
+            if not said or item.get("outcome", {}).get("S") not in (said, "erased"):
+                raise Violation("reasons are true", f"closed: {said}", (str(line["id"]),))
         elif event == "time_out_too_short":
             root = _root(task)
             slow = not root.notes["warm"] or task.process.troubled_at >= root.notes["began"]
@@ -225,7 +302,7 @@ class Causes:
         if not holds:
             raise Violation("the list says what was said last", text.name, (id_,))
 
-    def _has_cause(self, task: Task, reason: str, id_: str) -> None:
+    def _has_cause(self, task: Task, reason: str, id_: str, seconds: float) -> None:
         text = self._out.texts.get(id_)
         gone = text is not None and (text.picture == "gone" or self._out.pictures_gone)
         if reason == "media: 404" and gone:
@@ -240,7 +317,7 @@ class Causes:
         frozen = task.process.troubled_at >= began
         states = [part["M"]["state"]["S"] for part in _parts(item).values()]
         if what in ("held_by_another", "settle_overtaken", "receipt_overtaken"):
-            true = "conflict" in task.notes
+            true = "conflict" in task.notes and self._has_moved(task, id_, began)
         elif what == "transient":
             lacks = detail in ("NotReady", "SecretError") and self._may_lack
             partly = detail == "QueueRefused"  # (which is no failure of a call)
@@ -267,15 +344,19 @@ class Causes:
         elif what == "breaker":
             _, until = self._open.get(provider, (0.0, 0.0))
             true = until > 0 or now - self._changed[provider] < 3
+            self._is_in_time(item, id_, reason, seconds)
         elif what == "claimed":
             true = "sending" in states or now - self._sent.get(id_, 0.0) < 3 or frozen
+            self._is_in_time(item, id_, reason, seconds)
         elif what == "events":
             true = _knows(task, f"{HOST} failed", began) or detail in ("failing", "InternalFailure")
         elif what == "pacing":
             true = bool(self.held_back.pace_of(item.get("ours", {}).get("S", "")))
+            true = true and (detail == "contended" or frozen or _is_told(item, now + seconds))
         elif what == "quiet_hours":
             night = self.held_back.quiet or (0.0, 0.0)
             true = night[0] - SKEW <= now and began < night[1] + SKEW
+            true = true and (frozen or _is_told(item, now + seconds))
         elif what == "paused":
             spans = self.held_back.pauses
             true = any(begins <= now for begins, _ in spans)
@@ -285,6 +366,25 @@ class Causes:
             true = False
         if not true:
             raise Violation("deferrals have a cause", f"{reason}: {states}", (id_,))
+
+    def _has_moved(self, task: Task, id_: str, began: float) -> bool:
+        """Whether somebody else was busy with a reply, or it cannot be told."""
+        if task.process.troubled_at >= began - 1 or not id_:
+            return True
+        id_ = id_ if id_ in self._writers else id_.rpartition("-")[0]
+        return any(at >= began - 1 for who, at in self._writers[id_].items() if who != task.process)
+
+    def _is_in_time(self, item: Item, id_: str, reason: str, seconds: float) -> None:
+        """Nothing waits for longer than it may be sent at all: it is to be recorded so."""
+        if id_ in self._redriven or "redriven_at" in item or "received_at" not in item:
+            return
+        longest = 36_000.0 if item["kind"]["S"] == "outgoing" else self.reply_max_age
+        if item.get("confirmation", {}).get("BOOL"):
+            longest = 300.0
+        waited = float(item.get("waited", {"N": 0})["N"])
+        left = float(item["received_at"]["N"]) + longest + waited - self._cloud.world.now
+        if left > 0 and seconds > left + 2 + 2 * SKEW:
+            raise Violation("what is too old is recorded so", f"{reason}: {seconds:.0f} s", (id_,))
 
     def _is_written_in_time(self, task: Task, item: Item) -> None:
         """What came of a claim is tried for as long as the claim lives."""
@@ -325,6 +425,9 @@ class Causes:
 
     def _on_end(self, process: Process, began: float) -> None:
         """An invocation has ended, of itself."""
+        left = self._claims.pop(process, None)
+        if left and process.troubled_at < began:
+            raise Violation("a claim has an end", f"{left}")
         for (reference, attempt), (who, at, status) in self._repeats.items():
             untroubled = process.troubled_at < began
             if who is not process or at < began or status != 400 or not untroubled:
@@ -374,6 +477,11 @@ class Causes:
 def _parts(item: Item) -> dict[str, Any]:
     found: dict[str, Any] = item.get("parts", {}).get("M", {})
     return found
+
+
+def _is_told(item: Item, until: float) -> bool:
+    """Whether a reply has it written down that it is to wait until then."""
+    return abs(float(item.get("not_before", {"N": 0})["N"]) - until) < 3
 
 
 def _owner(values: Item) -> str:

@@ -419,6 +419,8 @@ class Invariants:
         for field in ("received_at", "outcome", "kind", "theirs", "ours"):
             if field in before and before[field] != after.get(field):
                 raise Violation("what is recorded stays", f"{name}: {field}", (id_,))
+        if "outcome" in before and before.get("not_before") != after.get("not_before"):
+            raise Violation("what has ended does not wait", name, (id_,))
         if "outcome" in after and "outcome" not in before:
             self._has_cause(id_, after)
             under_way = [p for p in (after.get("parts") or {}).values() if p["state"] == "sending"]

@@ -169,6 +169,7 @@ class Simulation:
         self.causes = Causes(self.cloud, self.outside, calm=story.calm, may_lack=may_lack)
         self.traffic = traffic.Traffic(self.cloud, self.outside, self.rules)
         self.causes.held_back = self.rules
+        self.causes.reply_max_age = story.reply_max_age
         self.invariants.held_back = self.rules
         self.invariants.hearing = self.hearing if self.heard else None
         self.invariants.loop_limit = story.loop_limit

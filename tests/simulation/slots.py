@@ -90,7 +90,7 @@ class Slots:
                 if self._cloud.world.now - at <= _LATE:
                     self._has_one.add((process, id_))
         for number, state in before.items():
-            if state == "sending" and after[number] == "waiting":
+            if state in ("sending", "unknown") and after[number] == "waiting":
                 # (It was put back.)
                 needed = self._hand(process, new).needed
                 needed[id_] -= _segments(new, number)
