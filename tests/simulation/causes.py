@@ -54,7 +54,7 @@ class Causes:
         self.listed: set[str] = set()  # what was handed over to a person, by reference
         self.reply_max_age = 0.0
         # Who changed a reply, and when last; whom our own redrive has made younger.
-        self._writers: dict[str, dict[Process, float]] = defaultdict(dict)
+        self._writers: dict[str, dict[Task, float]] = defaultdict(dict)
         self._redriven: set[str] = set()
         # When each process last read the breakers, and the depth of a queue.
         self._read_at: dict[tuple[Process, str], float] = {}
@@ -219,8 +219,9 @@ class Causes:
         elif sk.startswith("OUT#") and new is not None:
             id_ = f"{pk.partition('#')[2]}-{sk.partition('#')[2]}"
             self._items[id_] = new
-            process = self._cloud.world.current().process
-            self._writers[id_][process] = now
+            task = self._cloud.world.current()
+            process = task.process
+            self._writers[id_][task] = now
             self._on_claims(process, id_, old or {}, new)
             if current_state(old or {}) == "unknown" != current_state(new):
                 self._known[id_] = now
@@ -352,11 +353,13 @@ class Causes:
             true = _knows(task, f"{HOST} failed", began) or detail in ("failing", "InternalFailure")
         elif what == "pacing":
             true = bool(self.held_back.pace_of(item.get("ours", {}).get("S", "")))
-            true = true and (detail == "contended" or frozen or _is_told(item, now + seconds))
+            told = _is_told(item, now + seconds) or self._has_moved(task, id_, began)
+            true = true and (detail == "contended" or told)
         elif what == "quiet_hours":
             night = self.held_back.quiet or (0.0, 0.0)
             true = night[0] - SKEW <= now and began < night[1] + SKEW
-            true = true and (frozen or _is_told(item, now + seconds))
+            told = _is_told(item, now + seconds) or self._has_moved(task, id_, began)
+            true = true and told
         elif what == "paused":
             spans = self.held_back.pauses
             true = any(begins <= now for begins, _ in spans)
@@ -372,7 +375,7 @@ class Causes:
         if task.process.troubled_at >= began - 1 or not id_:
             return True
         id_ = id_ if id_ in self._writers else id_.rpartition("-")[0]
-        return any(at >= began - 1 for who, at in self._writers[id_].items() if who != task.process)
+        return any(at >= began - 1 for who, at in self._writers[id_].items() if who != task)
 
     def _is_in_time(self, item: Item, id_: str, reason: str, seconds: float) -> None:
         """Nothing waits for longer than it may be sent at all: it is to be recorded so."""

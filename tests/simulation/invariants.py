@@ -465,10 +465,8 @@ class Invariants:
                 raise Violation(
                     "statuses never move backwards", f"{name}: {had} -> {part['status']}", (id_,)
                 )
-            if was.get("state") == "unknown" and part["state"] == "waiting" and self.resend:
-                self._allowed[f"{id_}-{number}"] += 1
-            if part["state"] == "waiting" and part.get("lost", 0) > was.get("lost", 0):
-                self._is_allowed(f"{id_}-{number}", part)
+            if part["state"] == "waiting" and was.get("state") == "unknown":
+                self._is_freed(f"{id_}-{number}", was, part)
 
     def _on_erased(self, id_: str, before: Item, after: Item) -> None:
         """Words and numbers are gone, what became of it is there, and nobody was busy with it."""
@@ -614,6 +612,17 @@ class Invariants:
             if text.person == person and text.kind != outside.UNREADABLE and all(there):
                 found.append(text)
         return found
+
+    def _is_freed(self, reference: str, was: Item, part: Item) -> None:
+        """An unknown part may be sent again: since somebody wants that, or it was not sent."""
+        world = self._cloud.world
+        if part.get("lost", 0) > was.get("lost", 0):
+            self._allowed[reference] += self.resend
+            self._is_allowed(reference, part)
+        elif world.current().process.name.startswith("processing"):
+            taken = [one for one in self._out.accepted if one.reference == reference]
+            if any(one.listed_at < world.now - 60 for one in taken):
+                raise Violation("what can be found is found", f"{reference}: it was sent")
 
     def _is_allowed(self, reference: str, part: Item) -> None:
         """Sent again blindly is only what a person or the setting wants so; by the setting twice,

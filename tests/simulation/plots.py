@@ -16,6 +16,7 @@ from tests.simulation.story import HOSTS, PEOPLE, REJECTIONS, WORDS, Story, by_c
 
 _PLOTTED = 0.85  # of the seeds that are not calm
 _BOUND = (outside.GROUP, outside.NAMELESS, outside.UNREADABLE)
+_LATE = frozenset({"arrives late", "slow"})
 _SENDING = ("sender: twilio.send", "sender: telnyx.send")
 
 
@@ -64,6 +65,77 @@ def _crowd(story: Story, random: Random, start: float) -> Story:
         own_code=False,
         without=None,
         outages={},
+        paced=random.random() < 0.3,
+        focus=random.choice(
+            (story.focus, (("ledger.close", "ledger.claim", "ledger.wait"), _LATE, 0.4))
+        ),
+    )
+
+
+def _campaign(story: Story, random: Random, start: float) -> Story:
+    """Our own clients send to everybody at once, faster than may be sent, and people answer."""
+    kinds = (*(outside.OUTGOING,) * 4, outside.PLAIN, outside.LONG, outside.FICKLE)
+    texts = _texts(random, kinds, 12, lambda _: start + 4 * random.random() ** 2)
+    one = random.choice((None, 0, 1))
+    for text in texts:
+        text.person = random.choice(PEOPLE)
+        _move(text, list(NUMBERS).index(text.ours) if one is None else one, text.at)
+    ends = start + random.choice((20.0, 100.0, 300.0))
+    away = random.choice(("", "", "api.twilio.com", "api.telnyx.com"))
+    return replace(
+        story,
+        texts=texts,
+        paced=True,
+        batch=10,
+        senders=random.choice((1, 1, 2, 4)),
+        trouble=random.choice((0.0, 0.0, 0.5)),
+        outages={away: [(start + 5 * random.random(), ends)]} if away else {},
+        slowness={},
+        robot="",
+        own_code=False,
+        without=None,
+        secret_lost=None,
+        reply_max_age=random.choice((900, 900, 60, 25)),
+        focus=random.choice(
+            (
+                None,
+                None,
+                (("ledger.wait", "pacing."), _LATE | {"response lost"}, 0.3),
+                (_SENDING, frozenset({"no connection", "throttled"}), 0.3),
+                (("ledger.sent", "ledger.claim"), frozenset({"throttled", "response lost"}), 0.3),
+            )
+        ),
+        end=max(story.end, ends + 60),
+    )
+
+
+def _forgotten(story: Story, random: Random, start: float) -> Story:
+    """Somebody is erased in the very minutes in which what waited for long can be answered."""
+    kinds = (outside.PLAIN, outside.FICKLE, outside.SILENT, outside.LONG)
+    texts = _texts(random, kinds, 12, lambda _: start + 20 * random.random())
+    for text in texts:
+        text.person = PEOPLE[0]
+        text.move(text.ours, text.at)
+    ends = start + random.choice((700.0, 900.0))
+    away = random.choice((("replies.example.com",), ("api.twilio.com", "api.telnyx.com")))
+    return replace(
+        story,
+        texts=texts,
+        outages={host: [(start, ends)] for host in away},
+        reply_max_age=36_000,
+        # (It waits for ten minutes first, for the queues to be empty.)
+        erased_at=ends - 600 + 90 * random.random(),
+        senders=4,
+        batch=1,
+        trouble=0.3,
+        robot="",
+        loop_limit=0,
+        own_code=False,
+        without=None,
+        secret_lost=None,
+        frozen=2.0,
+        focus=(("eraser: ledger.",), _LATE | {"frozen"}, 0.5),
+        end=max(story.end, ends + 600),
     )
 
 
@@ -151,8 +223,15 @@ def _stale_claims(story: Story, random: Random, start: float) -> Story:
     kinds = (outside.PLAIN, outside.OUTGOING)
     texts = _texts(random, kinds, 9, lambda _: start + 200 * random.random())
     faults = frozenset({"arrives late", "no connection"})
-    focus = (("ledger.claim", *_SENDING), faults, 0.5)
-    return replace(story, texts=texts, outages={}, own_code=False, without=None, focus=focus)
+    return replace(
+        story,
+        texts=texts,
+        outages={},
+        own_code=False,
+        without=None,
+        reply_max_age=random.choice((900, 25, 15)),
+        focus=(("ledger.claim", *_SENDING), faults, 0.5),
+    )
 
 
 def _slow_replies(story: Story, random: Random, start: float) -> Story:
@@ -173,7 +252,7 @@ def _slow_replies(story: Story, random: Random, start: float) -> Story:
         slowness={"replies.example.com": 9.9},
         batch=10,
         visibility=random.choice((20, 361)),
-        trouble=random.choice((0.0, 0.3)),
+        trouble=random.choice((0.0, 0.3, 0.8)),
         senders=4,
         own_code=False,
         outages={},
@@ -189,8 +268,14 @@ def _poisoned(story: Story, random: Random, start: float) -> Story:
     texts = _texts(random, (outside.PLAIN,), 6, lambda _: start + 0.3 * random.random())
     poison = texts[random.randrange(6)]
     poison.poison = True
-    stops = random.random() < 0.6
-    if stops:
+    stops = random.random() < 0.4
+    if random.random() < 0.4:
+        # All in one conversation, and of two it is not known which it was.
+        texts[3].poison = True
+        for text in texts:
+            text.person = PEOPLE[0]
+            _move(text, 0, text.at)
+    elif stops:
         poison.kind, poison.words = outside.STOP, WORDS[outside.STOP][0]
     return replace(
         story,
@@ -209,7 +294,9 @@ def _poisoned(story: Story, random: Random, start: float) -> Story:
 
 def _silence(story: Story, random: Random, start: float) -> Story:
     """Answers are lost, no receipt comes, and whoever looks is refused, or lacks the secret."""
-    turn = random.choice(("refused", "refused", "mismatch", "secret lost"))
+    turn = random.choice(("refused", "refused", "mismatch", "mismatch", "secret lost"))
+    # They come when nobody looks any more, or never; and so does who decides.
+    late = random.random() < 0.5
     kind = "response lost" if turn == "mismatch" else "lost on the way"
     kinds = (outside.PLAIN, outside.OUTGOING)
     texts = _texts(random, kinds, 8, lambda _: start + 10 * random.random())
@@ -222,13 +309,15 @@ def _silence(story: Story, random: Random, start: float) -> Story:
         texts=texts,
         trouble=0.0,
         robot="",
-        receipts_fail=1.0,
+        receipts_fail=0.3 if turn == "mismatch" and late else 1.0,
+        receipts_from=3300.0 if late else 0.0,
+        receipts_after=600.0,
         mismatches=0.8 if turn == "mismatch" else 0.0,
         focus=(_SENDING, frozenset({kind}), 0.8),
         secret_lost=("telnyx", start + 100.0) if turn == "secret lost" else None,
         reply_max_age=60 if turn == "secret lost" else 900,
         prompt=0.0,
-        decisions=(),
+        decisions=(start + 4500.0,) if late else (),
         own_code=False,
         without=None,
         outages={},
@@ -311,8 +400,9 @@ def _outage(story: Story, random: Random, start: float) -> Story:
         story,
         texts=texts,
         outages={host: [(start, end)] for host in HOSTS if host.startswith("api.")},
-        senders=1,
-        batch=10,
+        senders=random.choice((1, 2, 4)),
+        batch=random.choice((2, 10)),
+        paced=random.random() < 0.5,
         own_code=False,
         without=None,
         secret_lost=None,
@@ -434,11 +524,13 @@ _PLOTS = (
     *(_late_news,) * 4,
     *(_stale_claims,) * 2,
     *(_slow_replies,) * 4,
-    *(_poisoned,) * 2,
+    *(_poisoned,) * 3,
     *(_silence,) * 5,
     *(_minds,) * 3,
     *(_second_thoughts,) * 2,
-    *(_outage,) * 2,
+    *(_outage,) * 4,
+    *(_campaign,) * 6,
+    *(_forgotten,) * 3,
     _half_a_day,
 )
 

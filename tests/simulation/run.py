@@ -140,7 +140,9 @@ class Simulation:
         secrets = {**SECRETS, "telnyx": {"api_key": "key", "public_keys": [TelnyxKey.public]}}
         secrets["events"] = hearing.SECRET
         self.heard = hearing.settings(seed)
-        self.rules = traffic.Rules() if calm else traffic.rules(seed, START, story.end)
+        self.rules = (
+            traffic.Rules() if calm else traffic.rules(seed, START, story.end, paced=story.paced)
+        )
         stores = {
             "sqs": self.sqs,
             "dynamodb": DynamoDb(lambda: world.now),
@@ -195,9 +197,11 @@ class Simulation:
         erasing = Random(f"{seed} erases")
         self.erases = ""
         stops = [text.person for text in story.texts if text.poison and text.kind == STOP]
-        if stops or erasing.random() < _ERASED:
+        if stops or erasing.random() < _ERASED or story.erased_at:
             self.erases = (stops or [erasing.choice(PEOPLE[:2])])[0]
             after = (story.end - START) * erasing.random() * erasing.choice((1.0, 0.2))
+            if story.erased_at:
+                self.erases, after = PEOPLE[0], story.erased_at - START
             world.spawn(lambda: self.operator.erase(self.erases), after=after)
         reconciling = Random(f"{seed} reconciles")
         self.reconciles = reconciling.random() < _RECONCILED

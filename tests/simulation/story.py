@@ -67,6 +67,8 @@ class Story:
     says: tuple[Literal["sent", "resend", "give_up"], ...]  # what that person may decide
     focus: tuple[tuple[str, ...], frozenset[str], float] | None  # where what strikes, how likely
     calm: bool  # nothing goes wrong at all
+    paced: bool = False  # whether our numbers have a rate, whatever the seed says
+    erased_at: float = 0.0  # when somebody is to be erased, 0 if chance says so
 
 
 def by_chance(random: Random, start: float) -> Story:

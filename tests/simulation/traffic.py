@@ -29,6 +29,7 @@ _HELD_BACK = 0.4  # of the seeds that are not calm
 _SKEW = 0.5  # seconds that a clock may be off
 _SOON = 1.0  # seconds that a slot may be away
 _DAY = 86_400
+_MOST_SEGMENTS = 6  # of a reply
 
 
 @dataclass(frozen=True)
@@ -80,15 +81,15 @@ class Rules:
         return self.only_to in ("*", person)
 
 
-def rules(seed: int, start: float, end: float) -> Rules:
+def rules(seed: int, start: float, end: float, *, paced: bool = False) -> Rules:
     """Those of a seed. (Drawn apart, so that no other seed is another story for them.)"""
     random = Random(f"{seed} holds back")
-    if random.random() > _HELD_BACK:
+    if random.random() > _HELD_BACK and not paced:
         return Rules()
     rate = random.choice((0.02, 0.1, 0.5, 2.0))
     pacing: dict[str, dict[str, Any]] = random.choice(
         (
-            {},
+            *([] if paced else [{}]),
             {number: {"per_second": rate} for number in NUMBERS},
             {number: {"per_second": rate} for number in NUMBERS},
             {"spring": {"numbers": list(NUMBERS), "per_second": rate}},
@@ -122,6 +123,7 @@ class Traffic:
         self._paused: tuple[float, float] | None = None  # since when and until when
         cloud.watchers.append(self._on_call)
         cloud.http_watchers.append(self._on_request)
+        cloud.stores["dynamodb"].observers.append(self._on_change)
         before = out.on_accepted
 
         def on_accepted(task: Task, accepted: Accepted) -> None:
@@ -196,6 +198,30 @@ class Traffic:
         for slot in taken:
             insort(slots, slot)
         self._by_batch.take(task.process, name, taken, there["next_at"] - interval)
+
+    def _on_change(self, key: tuple[str, str], old: Any, new: Any) -> None:
+        """Who is refused for a cap would have gone beyond it."""
+        _, sk = key
+        outcome = (new or {}).get("outcome", {}).get("S")
+        if not sk.startswith("OUT#") or outcome != "refused: daily_cap" or "outcome" in (old or {}):
+            return
+        name, now = self._rules.pace_of(new["ours"]["S"]), self._cloud.world.now
+        parts = new.get("parts", {}).get("M", {}).values()
+        left = [part["M"]["text"]["S"] for part in parts if part["M"]["state"]["S"] != "sent"]
+        # (Of a draft nobody knows the words any more.)
+        most = sum(map(segments, left)) if left else _MOST_SEGMENTS
+        days = {f"{datetime.fromtimestamp(at, UTC):%Y%m%d}" for at in (now - 5, now + 1)}
+        limits = {"*": self._rules.cap, name: self._rules.pacing.get(name, {}).get("per_day", 0)}
+        for whose, limit in limits.items():
+            item = self._cloud.stores["dynamodb"].get_item(
+                TableName="spillway-test",
+                Key={"pk": {"S": f"R#{whose}"}, "sk": {"S": "PACE"}},
+                ConsistentRead=True,
+            )
+            used = [int(item.get("Item", {}).get(f"used_{day}", {"N": 0})["N"]) for day in days]
+            if 0 < limit < max(used) + most:
+                return
+        raise Violation("reasons are true", f"daily_cap: {most} of {limits}")
 
     def _on_request(self, task: Task, request: httpx.Request) -> None:
         host, now = request.url.host, self._cloud.world.now
