@@ -580,9 +580,8 @@ class Invariants:
             for id_ in ids:
                 text = self._out.texts.get(id_)
                 unstored = text is not None and (not text.acknowledged or id_ in letters)
-                allowed = (kind == "dead_lettered" and id_ in letters) or (
-                    kind == "not_stored" and unstored
-                )
+                put_aside = kind in ("dead_lettered", "words_lost") and id_ in letters
+                allowed = put_aside or (kind == "not_stored" and unstored)
                 if not allowed:
                     raise Violation("the stores agree", f"{self._name(id_)}: {kind}", (id_,))
 

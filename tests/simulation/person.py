@@ -370,7 +370,10 @@ class Operator:
         began = world.now
         process = Process(f"person-{world.steps}")
         runtime = SimulatedRuntime(self._cloud, process, "person", 0.0)
-        before = self._is_done(self._item(id_), part, attempt, word)
+        found = self._item(id_)
+        before = self._is_done(found, part, attempt, word)
+        # (What somebody else frees meanwhile is theirs to see to.)
+        mine = self._is_left(found) or self._state(found, part) == ("unknown", attempt)
         task = world.spawn(
             lambda: decide(
                 runtime,
@@ -399,7 +402,8 @@ class Operator:
             return False
         if not done:
             raise Violation("a person's word counts", f"{id_}: {word} was not done", (str(id_),))
-        if word != "give_up" and self._is_left(item) and self._resumed.get(str(id_), 0) < began:
+        unseen = mine and self._is_left(item) and self._resumed.get(str(id_), 0) < began
+        if word != "give_up" and unseen:
             raise Violation("a person's word counts", f"{id_}: nobody was sent for", (str(id_),))
         return True
 

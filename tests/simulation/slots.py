@@ -16,9 +16,8 @@ from tests.simulation.world import Process, Task, Violation
 
 Item = dict[str, Any]
 
-# Seconds after which a slot is certainly not the one that somebody claims with: it is good for ten,
-# and a claim may take its time.
-_LATE = 40.0
+_GOOD = 9.0  # seconds for which a slot is certainly good
+_OLD = 40.0  # ... and after which it is certainly not the one that somebody claims with
 
 
 @dataclass
@@ -27,6 +26,7 @@ class _Hand:
 
     taken: list[float] = field(default_factory=list)
     given_back: int = 0
+    unsure: bool = False  # whether one may have left with a slot of before, or with one of these
     needed: Counter[str] = field(default_factory=Counter)  # by reply: what leaves, or will later
 
     @property
@@ -44,6 +44,7 @@ class Slots:
         self._last: dict[str, tuple[Process, float]] = {}  # who took slots last, and the last
         # Replies whose claim needs no slot of its own batch, by who claimed it.
         self._has_one: set[tuple[Process, str]] = set()
+        self._claimer: dict[str, Process] = {}  # by reply, who handed it over last
         self._items: dict[str, Item] = {}
         self._conflicts: set[Process] = set()  # who found that somebody else had been faster
         cloud.watchers.append(self._on_call)
@@ -63,6 +64,8 @@ class Slots:
         self._last[pace] = (process, last)
 
     def give_back(self, process: Process, pace: str, number: int) -> None:
+        if process is self._cloud.world.outside:
+            return  # (It comes late: nobody knows whose it was.)
         hand = self._hands[process][pace]
         hand.given_back += number
         if hand.left < 0:
@@ -86,13 +89,14 @@ class Slots:
         if "sending" in after.values() and "sending" not in before.values():
             self._has_one.discard((process, id_))
             if (old or {}).get("has_slot", {}).get("BOOL"):
-                at = float((old or {})["not_before"]["N"])
-                if self._cloud.world.now - at <= _LATE:
+                age = self._cloud.world.now - float((old or {})["not_before"]["N"])
+                if age <= _OLD:
                     self._has_one.add((process, id_))
+                    self._hand(process, new).unsure |= age > _GOOD
         for number, state in before.items():
             if state in ("sending", "unknown") and after[number] == "waiting":
                 # (It was put back.)
-                needed = self._hand(process, new).needed
+                needed = self._hand(self._claimer.get(id_, process), new).needed
                 needed[id_] -= _segments(new, number)
                 needed += Counter()  # (those of which nothing is left are none)
         waits = new.get("has_slot", {}).get("BOOL")
@@ -106,6 +110,7 @@ class Slots:
             return
         id_, _, number = reference_of(request).rpartition("-")
         item = self._items.get(id_)
+        self._claimer[id_] = task.process
         if item is not None and (task.process, id_) not in self._has_one:
             self._hand(task.process, item).needed[id_] += _segments(item, number)
 
@@ -116,7 +121,7 @@ class Slots:
         """An invocation has ended, of itself."""
         for pace, hand in self._hands.pop(process, {}).items():
             who, last = self._last.get(pace, (None, 0.0))
-            unused = hand.taken and not hand.given_back and not hand.needed
+            unused = hand.taken and not (hand.given_back or hand.needed or hand.unsure)
             if process.troubled_at >= began or process in self._conflicts:
                 continue
             if unused and who is process and abs(max(hand.taken) - last) < 1e-3:
