@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar, get_args
 
 from chalicelib.messages import (
@@ -85,7 +85,9 @@ class Envelope:
     redriven_at: float | None = None
 
     def body(self) -> str:
-        return json.dumps(asdict(self), separators=(",", ":"))
+        # (Not asdict: it copies the payload, which is data already.)
+        content = {one.name: getattr(self, one.name) for one in fields(self)}
+        return json.dumps(content, separators=(",", ":"))
 
     @property
     def log_id(self) -> str:
@@ -96,11 +98,11 @@ class Envelope:
         return str(id_) if known else ""
 
     def inbound(self) -> InboundMessage:
-        fields = {name: value for name, value in self.payload.items() if name != "archived_in"}
-        fields["media"] = tuple(Media(**one) for one in fields.get("media", ()))
-        if fields.get("part"):
-            fields["part"] = Concatenated(**fields["part"])
-        return InboundMessage(**fields)
+        content = {name: value for name, value in self.payload.items() if name != "archived_in"}
+        content["media"] = tuple(Media(**one) for one in content.get("media", ()))
+        if content.get("part"):
+            content["part"] = Concatenated(**content["part"])
+        return InboundMessage(**content)
 
     def outgoing(self) -> OutgoingMessage:
         return OutgoingMessage(**{**self.payload, "media": tuple(self.payload["media"])})

@@ -139,6 +139,7 @@ class Simulation:
             )
         secrets = {**SECRETS, "telnyx": {"api_key": "key", "public_keys": [TelnyxKey.public]}}
         secrets["events"] = hearing.SECRET
+        self._known_settings: dict[tuple[str, ...], Any] = {}
         self.heard = hearing.settings(seed)
         self.rules = (
             traffic.Rules() if calm else traffic.rules(seed, START, story.end, paced=story.paced)
@@ -381,8 +382,14 @@ class Simulation:
                 mapping.wake()
 
     def _settings(self, function: str) -> Any:
-        urls = '{"line": "https://lookups.example.com/line"}' if self.story.lookups else "{}"
         providers = [name for name in NUMBERS.values() if not self._lacks(function, name)]
+        known = (function, *providers)
+        if known not in self._known_settings:
+            self._known_settings[known] = self._read_settings(function, providers)
+        return self._known_settings[known]
+
+    def _read_settings(self, function: str, providers: list[str]) -> Any:
+        urls = '{"line": "https://lookups.example.com/line"}' if self.story.lookups else "{}"
         numbers = [number for number, name in NUMBERS.items() if name in providers]
         return settings(
             function,

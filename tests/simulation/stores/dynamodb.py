@@ -12,6 +12,7 @@ import marshal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from botocore.exceptions import ClientError, ParamValidationError
@@ -556,6 +557,13 @@ def _check_size(item: Item, message: str) -> None:
 
 
 def _size(item: Item) -> int:
+    """Bytes that DynamoDB counts for an item. (Most are asked about again and again.)"""
+    return _size_of(marshal.dumps(item, _PLAIN))
+
+
+@lru_cache(4096)
+def _size_of(packed: bytes) -> int:
+    item: Item = marshal.loads(packed)
     return sum(len(name.encode()) + expressions.size(value) for name, value in item.items())
 
 
