@@ -37,7 +37,16 @@ def invariants() -> frozenset[str]:
     """The name of every promise that the simulation can say was broken."""
     calls = [
         node
-        for module in ("invariants", "causes", "person", "run", "functions", "traffic", "hearing")
+        for module in (
+            "invariants",
+            "causes",
+            "person",
+            "run",
+            "functions",
+            "traffic",
+            "slots",
+            "hearing",
+        )
         for node in ast.walk(tree(module))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "Violation"
     ]

@@ -65,6 +65,10 @@ _RARE = (
     "reconciliation._judge",
     "reconciliation._archive_days",
     "reconciliation._read_pictures",
+    "dropper: dropping.work",
+    "dropper: consent.",
+    "replayer: replay._replays_of",
+    "processing._store_again",
     "redriver: redriving._moved",
     "redriver: letters.work_through",
 )

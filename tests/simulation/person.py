@@ -292,7 +292,7 @@ class Operator:
         said = Statement(call.person, call.event, call.at, "telephone", call.name)
         call.ids.add(str(id_of(KEYS, said)))
         self._out.calls.append(call)
-        world = self._cloud.world
+        world, patience = self._cloud.world, 30.0
         while True:
             stage, process = self._stage("clerk")
             task = world.spawn(partial(_stated, stage, said), process)
@@ -302,7 +302,8 @@ class Operator:
                 break
             if not process.dead and not is_transient(task.error):  # type: ignore[arg-type]
                 raise Violation("no bug", f"the list is not written: {task.error!r}")
-            world.sleep(30 * world.random.random())
+            world.sleep(patience * world.random.random())
+            patience = min(2 * patience, 600.0)
         world.note("clerk", f"{call.name} ({call.event} by {call.person}): {task.result}")
         call.acknowledged = True
 

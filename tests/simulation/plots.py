@@ -294,11 +294,12 @@ def _poisoned(story: Story, random: Random, start: float) -> Story:
 
 def _silence(story: Story, random: Random, start: float) -> Story:
     """Answers are lost, no receipt comes, and whoever looks is refused, or lacks the secret."""
-    turn = random.choice(("refused", "refused", "mismatch", "mismatch", "secret lost"))
+    turns = ("refused", "refused", "mismatch", "mismatch", "secret lost")
+    turn = random.choice((*turns, "confirmation", "confirmation"))
     # They come when nobody looks any more, or never; and so does who decides.
     late = random.random() < 0.5
     kind = "response lost" if turn == "mismatch" else "lost on the way"
-    kinds = (outside.PLAIN, outside.OUTGOING)
+    kinds = (outside.STOP,) if turn == "confirmation" else (outside.PLAIN, outside.OUTGOING)
     texts = _texts(random, kinds, 8, lambda _: start + 10 * random.random())
     for text in texts:
         _move(text, 1, text.at)
@@ -318,6 +319,7 @@ def _silence(story: Story, random: Random, start: float) -> Story:
         reply_max_age=60 if turn == "secret lost" else 900,
         prompt=0.0,
         decisions=(start + 4500.0,) if late else (),
+        answers_stop=story.answers_stop and turn != "confirmation",
         own_code=False,
         without=None,
         outages={},
@@ -445,6 +447,8 @@ def _rotated(story: Story, random: Random, start: float) -> Story:
     texts = _texts(random, kinds, 14, lambda n: start + 40 * n + 20 * random.random())
     for text in texts:
         _move(text, 0, text.at)
+        if text.kind == outside.PLAIN and random.random() < 0.6:
+            text.picture = "there"
     return replace(
         story,
         texts=texts,
@@ -492,9 +496,13 @@ def put_aside(story: Story, random: Random, start: float) -> Story:
     kinds: tuple[str, ...] = (*[outside.BROKEN] * 6, outside.PLAIN, outside.OUTGOING)
     if random.random() < 0.2:
         kinds += (outside.STOP,)  # (Whoever has said it gets no answer that could be put aside.)
-    texts = _texts(random, kinds, 10, lambda _: start + 60 * random.random())
-    for text in texts:
+    texts = _texts(random, kinds, 12, lambda _: start + 60 * random.random())
+    says_stop = random.random() < 0.6
+    for number, text in enumerate(texts):
         text.person = PEOPLE[0] if random.random() < 0.8 else PEOPLE[1]
+        if says_stop and number > 8:
+            _become(text, random.choice((outside.STOP, outside.START_AGAIN)))
+            text.person = PEOPLE[2]
         _move(text, 0 if random.random() < 0.8 else 1, text.at)
     mended = start + random.choice((200.0, 500.0))
     return replace(
@@ -515,7 +523,7 @@ def put_aside(story: Story, random: Random, start: float) -> Story:
 
 
 _PLOTS = (
-    *(_regular,) * 3,
+    *(_regular,) * 4,
     *(_rotated,) * 4,
     *(_unreported,) * 2,
     *(_crowd,) * 3,

@@ -63,9 +63,9 @@ FOURTEEN_DAYS = 14 * 86_400
 _ERASED = 0.4  # how likely somebody wants to be forgotten
 _RECONCILED = 0.6  # how likely somebody holds the stores against each other
 _REPLAYED = 0.4  # how likely texts are processed again
-_DROPPED = 0.3  # how likely dead letters are dropped
+_DROPPED = 0.4  # how likely dead letters are dropped
 _LOST = 0.2  # how likely somebody loses a message then, soon after it came
-_ILLUSTRATED = 0.33  # how likely people send pictures
+_ILLUSTRATED = 0.4  # how likely people send pictures
 _PUT_ASIDE = 0.1  # how likely dead letters are what a story is about
 
 
@@ -223,8 +223,8 @@ class Simulation:
         dropping = Random(f"{seed} drops")
         if not calm and dropping.random() < _DROPPED:
             self.invariants.dropped = self.operator.dropped
-            for share in (dropping.random(), 1.2):
-                world.spawn(self.operator.drop, after=(story.end - START) * share)
+            for after in ((story.end - START) * dropping.random(), story.end - START + 5 * HOURS):
+                world.spawn(self.operator.drop, after=after)
         # (After the end, too, when they meet what nobody else does: dead letters.)
         faults.still = set() if calm else {"eraser", "reconciler", "replayer", "dropper"}
         for call in calls(Random(f"{seed} calls"), story):
@@ -285,9 +285,11 @@ class Simulation:
         processed again: each is stored anew, and no picture is lost by it."""
         world = self.world
         self.outside.pictures_gone = True
-        world.spawn(lambda: self.operator.replay(until_good=True))
+        world.spawn(self.operator.replay)
         world.run(world.now + 20 * HOURS)
         self.cloud.faults.still.discard("replayer")
+        world.spawn(lambda: self.operator.replay(until_good=True))
+        world.run(world.now + 20 * HOURS)
         self.invariants.replayed(self._replayed_since)
 
     def _replayed(self, began: float) -> None:

@@ -149,7 +149,7 @@ class Traffic:
 
     def _says(self, what: Any) -> None:
         """Until it was heard."""
-        world = self._cloud.world
+        world, patience = self._cloud.world, 10.0
         while True:
             process = Process(f"person-{world.steps}")
             runtime = SimulatedRuntime(self._cloud, process, "person", 0.0)
@@ -160,7 +160,8 @@ class Traffic:
                 return
             if task.error is not None and not process.dead and not is_transient(task.error):
                 raise task.error
-            world.sleep(10 * world.random.random())
+            world.sleep(patience * world.random.random())
+            patience = min(2 * patience, 600.0)
 
     # -- what happens -----------------------------------------------------------------------------
 
