@@ -272,6 +272,9 @@ class Causes:
             said = ": ".join(str(line[n]) for n in ("reason", "code") if line.get(n))
             if not said or item.get("outcome", {}).get("S") not in (said, "erased"):
                 raise Violation("reasons are true", f"closed: {said}", (str(line["id"]),))
+        elif event == "replayed":
+            if task.notes.pop("conflict", None) is None and line.get("reason") == "overtaken":
+                raise Violation("a replay replaces what it was read from", str(line["id"]))
         elif event == "time_out_too_short":
             root = _root(task)
             slow = not root.notes["warm"] or task.process.troubled_at >= root.notes["began"]
@@ -319,6 +322,8 @@ class Causes:
         states = [part["M"]["state"]["S"] for part in _parts(item).values()]
         if what in ("held_by_another", "settle_overtaken", "receipt_overtaken"):
             true = "conflict" in task.notes and self._has_moved(task, id_, began)
+            if what == "held_by_another" and self._is_alone(task, id_, began):
+                raise Violation("what was done is known", id_, (id_,))
         elif what == "transient":
             lacks = detail in ("NotReady", "SecretError") and self._may_lack
             partly = detail == "QueueRefused"  # (which is no failure of a call)
@@ -376,6 +381,11 @@ class Causes:
             return True
         id_ = id_ if id_ in self._writers else id_.rpartition("-")[0]
         return any(at >= began - 1 for who, at in self._writers[id_].items() if who != task)
+
+    def _is_alone(self, task: Task, id_: str, began: float) -> bool:
+        """Whether nobody else has touched a reply, and this process has."""
+        lately = [who.process for who, at in self._writers[id_].items() if at >= began - 1]
+        return bool(lately) and all(process is task.process for process in lately)
 
     def _is_in_time(self, item: Item, id_: str, reason: str, seconds: float) -> None:
         """Nothing waits for longer than it may be sent at all: it is to be recorded so."""

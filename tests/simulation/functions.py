@@ -247,7 +247,13 @@ class Mapping:
             self.bad_ends[record["body"]] = self.bad_ends.get(record["body"], 0) + 1
         invocation = self._function.invoke(
             lambda handler, context: handler.handle({"Records": records}, context),
-            lambda task: task.notes.update(records=ids),
+            lambda task: task.notes.update(
+                records=ids,
+                bodies=[
+                    (record["attributes"]["ApproximateReceiveCount"] == "1", record["body"])
+                    for record in records
+                ],
+            ),
         )
         self._running -= 1
         if invocation.error is not None and not self.expected(invocation):

@@ -100,7 +100,8 @@ def _campaign(story: Story, random: Random, start: float) -> Story:
             (
                 None,
                 None,
-                (("ledger.wait", "pacing."), _LATE | {"response lost"}, 0.3),
+                (("ledger.wait",), _LATE | {"response lost"}, 0.5),
+                (("pacing.",), frozenset({"throttled", "server error", "response lost"}), 0.4),
                 (_SENDING, frozenset({"no connection", "throttled"}), 0.3),
                 (("ledger.sent", "ledger.claim"), frozenset({"throttled", "response lost"}), 0.3),
             )
@@ -229,8 +230,38 @@ def _stale_claims(story: Story, random: Random, start: float) -> Story:
         outages={},
         own_code=False,
         without=None,
+        trouble=random.choice((story.trouble, 0.8)),
+        soon=4.0,
+        senders=4,
+        batch=1,
         reply_max_age=random.choice((900, 25, 15)),
         focus=(("ledger.claim", *_SENDING), faults, 0.5),
+    )
+
+
+def _impatient(story: Story, random: Random, start: float) -> Story:
+    """Answers are lost, and somebody has it sent again before anybody has looked; the one or the
+    other did not arrive."""
+    kinds = (outside.PLAIN, outside.OUTGOING)
+    texts = _texts(random, kinds, 8, lambda _: start + 60 * random.random())
+    for text in texts:
+        _move(text, 0, text.at)
+    return replace(
+        story,
+        texts=texts,
+        robot="",
+        outages={},
+        trouble=0.0,
+        slowness={},
+        prompt=1.0,
+        prompt_after=8.0,
+        says=("resend",),
+        receipts_fail=1.0,
+        own_code=False,
+        without=None,
+        secret_lost=None,
+        resend=random.random() < 0.3,
+        focus=(_SENDING, frozenset({"response lost", "lost on the way"}), 0.5),
     )
 
 
@@ -404,7 +435,7 @@ def _outage(story: Story, random: Random, start: float) -> Story:
         outages={host: [(start, end)] for host in HOSTS if host.startswith("api.")},
         senders=random.choice((1, 2, 4)),
         batch=random.choice((2, 10)),
-        paced=random.random() < 0.5,
+        paced=random.random() < 0.3,
         own_code=False,
         without=None,
         secret_lost=None,
@@ -536,7 +567,8 @@ _PLOTS = (
     *(_silence,) * 5,
     *(_minds,) * 3,
     *(_second_thoughts,) * 2,
-    *(_outage,) * 4,
+    *(_outage,) * 5,
+    *(_impatient,) * 3,
     *(_campaign,) * 6,
     *(_forgotten,) * 3,
     _half_a_day,

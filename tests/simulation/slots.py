@@ -25,6 +25,7 @@ class _Hand:
     """What one invocation has of the slots of one pace, in segments."""
 
     taken: list[float] = field(default_factory=list)
+    times: int = 0  # that it took some
     given_back: int = 0
     unsure: bool = False  # whether one may have left with a slot of before, or with one of these
     needed: Counter[str] = field(default_factory=Counter)  # by reply: what leaves, or will later
@@ -58,10 +59,17 @@ class Slots:
 
         cloud.on_end = on_end
 
-    def take(self, process: Process, pace: str, slots: list[float], last: float) -> None:
+    def take(self, task: Task, pace: str, slots: list[float], last: float) -> None:
         """Somebody has these now; `last` is the last slot that anybody has."""
-        self._hands[process][pace].taken += slots
+        process = task.process
         self._last[pace] = (process, last)
+        if process is self._cloud.world.outside:
+            return  # (It comes late: who asked for it has asked again.)
+        hand = self._hands[process][pace]
+        hand.taken += slots
+        hand.times += 1
+        if hand.times > 1 and self._are_all_posted(task) and process not in self._conflicts:
+            raise Violation("slots are taken by the batch", pace)
 
     def give_back(self, process: Process, pace: str, number: int) -> None:
         if process is self._cloud.world.outside:
@@ -71,11 +79,20 @@ class Slots:
         if hand.left < 0:
             raise Violation("a slot that is needed is not given back", f"{pace}: {hand}")
 
+    def _are_all_posted(self, task: Task) -> bool:
+        """Whether a batch has nothing but what clients of ours send, for the first time."""
+        while "parent" in task.notes:
+            task = task.notes["parent"]
+        records = task.notes["bodies"]
+        troubled = task.process.troubled_at >= task.notes["began"]
+        posted = '{"kind":"outgoing"'
+        return not troubled and all(first and body.startswith(posted) for first, body in records)
+
     def _on_call(
         self, task: Task, service: str, operation: str, arguments: dict[str, Any], answer: Any
     ) -> None:
         key = arguments.get("Key", {}).get("sk", {}).get("S", "") if service == "dynamodb" else ""
-        if key.startswith("OUT#") and isinstance(answer, ClientError):
+        if (key == "PACE" or key.startswith("OUT#")) and isinstance(answer, ClientError):
             self._conflicts.add(task.process)
 
     def _on_change(self, key: tuple[str, str], old: Item | None, new: Item | None) -> None:
@@ -93,10 +110,13 @@ class Slots:
                 if age <= _OLD:
                     self._has_one.add((process, id_))
                     self._hand(process, new).unsure |= age > _GOOD
+        owner = self._claimer.get(id_, process)
+        if process not in (owner, self._cloud.world.outside):
+            owner = process  # (Somebody else settled it.)
         for number, state in before.items():
             if state in ("sending", "unknown") and after[number] == "waiting":
                 # (It was put back.)
-                needed = self._hand(self._claimer.get(id_, process), new).needed
+                needed = self._hand(owner, new).needed
                 needed[id_] -= _segments(new, number)
                 needed += Counter()  # (those of which nothing is left are none)
         waits = new.get("has_slot", {}).get("BOOL")
