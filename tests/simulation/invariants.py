@@ -823,7 +823,8 @@ class Invariants:
         elif medium["error"] == "unavailable":
             # (It was waited for, and nobody waits so long in a calm world.)
             first = min(self.received[id_]["processing"])
-            if self._stored_at[id_] - first < WAITS - 2:
+            again = id_ in self._replaced_at  # (Then it was waited for anew.)
+            if not again and self._stored_at[id_] - first < WAITS - 2:
                 raise Violation("a picture is waited for", text.name, (id_,))
         elif medium["error"] == "gone" and self._out.pictures_gone:
             pass  # (It could not be had while it was there.)
