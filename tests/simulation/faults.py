@@ -149,6 +149,10 @@ class Faults:
         self._focus_left *= 2
         self._known.clear()
 
+    def soften(self) -> None:
+        """Strikes at random a tenth as often."""
+        self._rates = {kind: rate / 10 for kind, rate in self._rates.items()}
+
     @property
     def calm(self) -> bool:
         """Towards the end nothing goes wrong any more, so that the system can come to rest."""

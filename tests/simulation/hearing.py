@@ -21,7 +21,7 @@ HOST = "events.example.com"
 BUS = "spillway-test"
 KEY = base64.b64encode(b"a signing key of the simulation.").decode()
 SECRET = {"signing_secrets": [f"whsec_{KEY}"]}
-_HEARD = 0.3  # of the seeds
+_HEARD = 0.4  # of the seeds
 
 
 def settings(seed: int) -> dict[str, str]:

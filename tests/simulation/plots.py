@@ -65,7 +65,7 @@ def _crowd(story: Story, random: Random, start: float) -> Story:
         own_code=False,
         without=None,
         outages={},
-        paced=random.random() < 0.3,
+        held_back="paced" if random.random() < 0.3 else "",
         focus=random.choice(
             (story.focus, (("ledger.close", "ledger.claim", "ledger.wait"), _LATE, 0.4))
         ),
@@ -74,8 +74,8 @@ def _crowd(story: Story, random: Random, start: float) -> Story:
 
 def _campaign(story: Story, random: Random, start: float) -> Story:
     """Our own clients send to everybody at once, faster than may be sent, and people answer."""
-    kinds = (*(outside.OUTGOING,) * 4, outside.PLAIN, outside.LONG, outside.FICKLE)
-    texts = _texts(random, kinds, 12, lambda _: start + 4 * random.random() ** 2)
+    kinds = (*(outside.OUTGOING,) * 5, outside.PLAIN, outside.LONG, outside.FICKLE)
+    texts = _texts(random, kinds, 14, lambda _: start + 4 * random.random() ** 3)
     one = random.choice((None, 0, 1))
     for text in texts:
         text.person = random.choice(PEOPLE)
@@ -85,7 +85,10 @@ def _campaign(story: Story, random: Random, start: float) -> Story:
     return replace(
         story,
         texts=texts,
-        paced=True,
+        held_back="paced",
+        loop_limit=30,
+        mild=random.random() < 0.7,
+        visibility=75,
         batch=10,
         senders=random.choice((1, 1, 2, 4)),
         trouble=random.choice((0.0, 0.0, 0.5)),
@@ -113,7 +116,7 @@ def _campaign(story: Story, random: Random, start: float) -> Story:
 def _forgotten(story: Story, random: Random, start: float) -> Story:
     """Somebody is erased in the very minutes in which what waited for long can be answered."""
     kinds = (outside.PLAIN, outside.FICKLE, outside.SILENT, outside.LONG)
-    texts = _texts(random, kinds, 12, lambda _: start + 20 * random.random())
+    texts = _texts(random, kinds, 14, lambda _: start + 20 * random.random())
     for text in texts:
         text.person = PEOPLE[0]
         text.move(text.ours, text.at)
@@ -125,7 +128,9 @@ def _forgotten(story: Story, random: Random, start: float) -> Story:
         outages={host: [(start, ends)] for host in away},
         reply_max_age=36_000,
         # (It waits for ten minutes first, for the queues to be empty.)
-        erased_at=ends - 600 + 90 * random.random(),
+        erased_at=ends - 620 + 60 * random.random(),
+        mild=True,
+        visibility=75,
         senders=4,
         batch=1,
         trouble=0.3,
@@ -249,11 +254,14 @@ def _impatient(story: Story, random: Random, start: float) -> Story:
     return replace(
         story,
         texts=texts,
+        mild=random.random() < 0.8,
+        visibility=75,
+        loop_limit=30,
         robot="",
         outages={},
         trouble=0.0,
         slowness={},
-        prompt=1.0,
+        prompt=0.5,
         prompt_after=8.0,
         says=("resend",),
         receipts_fail=1.0,
@@ -296,13 +304,14 @@ def _slow_replies(story: Story, random: Random, start: float) -> Story:
 def _poisoned(story: Story, random: Random, start: float) -> Story:
     """One text kills, and all the others are in its company. Where it is a STOP, its letter is what
     is left to say so."""
-    texts = _texts(random, (outside.PLAIN,), 6, lambda _: start + 0.3 * random.random())
-    poison = texts[random.randrange(6)]
+    # (Who comes first is worked on at once, and alone.)
+    texts = _texts(random, (outside.PLAIN,), 8, lambda n: start + 0.03 * n + 0.02 * random.random())
+    poison = texts[random.randrange(3, 8)]
     poison.poison = True
     stops = random.random() < 0.4
     if random.random() < 0.4:
         # All in one conversation, and of two it is not known which it was.
-        texts[3].poison = True
+        texts[5].poison = texts[6].poison = True
         for text in texts:
             text.person = PEOPLE[0]
             _move(text, 0, text.at)
@@ -311,6 +320,11 @@ def _poisoned(story: Story, random: Random, start: float) -> Story:
     return replace(
         story,
         texts=texts,
+        mild=random.random() < 0.8,
+        focus=None,
+        trouble=0.0,
+        robot="",
+        loop_limit=30,
         batch=10,
         senders=1,
         visibility=random.choice((75, 361)),
@@ -328,7 +342,7 @@ def _silence(story: Story, random: Random, start: float) -> Story:
     turns = ("refused", "refused", "mismatch", "mismatch", "secret lost")
     turn = random.choice((*turns, "confirmation", "confirmation"))
     # They come when nobody looks any more, or never; and so does who decides.
-    late = random.random() < 0.5
+    late = random.random() < 0.6
     kind = "response lost" if turn == "mismatch" else "lost on the way"
     kinds = (outside.STOP,) if turn == "confirmation" else (outside.PLAIN, outside.OUTGOING)
     texts = _texts(random, kinds, 8, lambda _: start + 10 * random.random())
@@ -339,6 +353,9 @@ def _silence(story: Story, random: Random, start: float) -> Story:
     return replace(
         story,
         texts=texts,
+        mild=random.random() < 0.8,
+        visibility=75,
+        loop_limit=30,
         trouble=0.0,
         robot="",
         receipts_fail=0.3 if turn == "mismatch" and late else 1.0,
@@ -350,6 +367,7 @@ def _silence(story: Story, random: Random, start: float) -> Story:
         reply_max_age=60 if turn == "secret lost" else 900,
         prompt=0.0,
         decisions=(start + 4500.0,) if late else (),
+        says=("give_up", "sent") if late else story.says,
         answers_stop=story.answers_stop and turn != "confirmation",
         own_code=False,
         without=None,
@@ -419,11 +437,11 @@ def _outage(story: Story, random: Random, start: float) -> Story:
     """Nobody can be sent anything for a while; many find that out at once, and some write later,
     two at a time."""
     end = start + random.choice((200.0, 500.0))
-    kinds = (outside.PLAIN, outside.PLAIN, outside.OUTGOING)
+    kinds = (outside.PLAIN, random.choice((outside.PLAIN, outside.OUTGOING)), outside.OUTGOING)
     texts = _texts(
         random,
         kinds,
-        12,
+        14,
         lambda n: start + (3 * random.random() if n < 6 else 30 * (n // 2)),
     )
     ours = random.choice((0, 1))
@@ -435,7 +453,18 @@ def _outage(story: Story, random: Random, start: float) -> Story:
         outages={host: [(start, end)] for host in HOSTS if host.startswith("api.")},
         senders=random.choice((1, 2, 4)),
         batch=random.choice((2, 10)),
-        paced=random.random() < 0.3,
+        held_back="paced" if random.random() < 0.7 else "",
+        loop_limit=30,
+        slowness=random.choice(({}, {"replies.example.com": 4.0})),
+        mild=random.random() < 0.8,
+        focus=random.choice(
+            (
+                None,
+                (("ledger.claim",), frozenset({"slow"}), 0.5),
+                (("breaker.read",), frozenset({"slow"}), 0.5),
+            )
+        ),
+        visibility=75,
         own_code=False,
         without=None,
         secret_lost=None,
@@ -563,7 +592,7 @@ _PLOTS = (
     *(_late_news,) * 4,
     *(_stale_claims,) * 2,
     *(_slow_replies,) * 4,
-    *(_poisoned,) * 3,
+    *(_poisoned,) * 4,
     *(_silence,) * 5,
     *(_minds,) * 3,
     *(_second_thoughts,) * 2,
@@ -579,8 +608,11 @@ def write(random: Random, start: float, *, calm: bool = False) -> Story:
     """The story of a seed."""
     story = by_chance(random, start)
     if not calm:
-        plot = random.choice(_PLOTS) if random.random() < _PLOTTED else None
-        return plot(story, random, start) if plot else story
+        if random.random() >= _PLOTTED:
+            return story
+        # (What holds sending back as well is mostly in the plot's way.)
+        held_back = story.held_back if random.random() < 0.15 else ""
+        return random.choice(_PLOTS)(replace(story, held_back=held_back), random, start)
     return replace(
         story,
         texts=tuple(text for text in story.texts if not text.poison),

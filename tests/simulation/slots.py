@@ -25,7 +25,6 @@ class _Hand:
     """What one invocation has of the slots of one pace, in segments."""
 
     taken: list[float] = field(default_factory=list)
-    times: int = 0  # that it took some
     given_back: int = 0
     unsure: bool = False  # whether one may have left with a slot of before, or with one of these
     needed: Counter[str] = field(default_factory=Counter)  # by reply: what leaves, or will later
@@ -59,17 +58,12 @@ class Slots:
 
         cloud.on_end = on_end
 
-    def take(self, task: Task, pace: str, slots: list[float], last: float) -> None:
+    def take(self, process: Process, pace: str, slots: list[float], last: float) -> None:
         """Somebody has these now; `last` is the last slot that anybody has."""
-        process = task.process
         self._last[pace] = (process, last)
-        if process is self._cloud.world.outside:
-            return  # (It comes late: who asked for it has asked again.)
-        hand = self._hands[process][pace]
-        hand.taken += slots
-        hand.times += 1
-        if hand.times > 1 and self._are_all_posted(task) and process not in self._conflicts:
-            raise Violation("slots are taken by the batch", pace)
+        if process is not self._cloud.world.outside:
+            # (What comes late was asked for once more.)
+            self._hands[process][pace].taken += slots
 
     def give_back(self, process: Process, pace: str, number: int) -> None:
         if process is self._cloud.world.outside:
@@ -78,15 +72,6 @@ class Slots:
         hand.given_back += number
         if hand.left < 0:
             raise Violation("a slot that is needed is not given back", f"{pace}: {hand}")
-
-    def _are_all_posted(self, task: Task) -> bool:
-        """Whether a batch has nothing but what clients of ours send, for the first time."""
-        while "parent" in task.notes:
-            task = task.notes["parent"]
-        records = task.notes["bodies"]
-        troubled = task.process.troubled_at >= task.notes["began"]
-        posted = '{"kind":"outgoing"'
-        return not troubled and all(first and body.startswith(posted) for first, body in records)
 
     def _on_call(
         self, task: Task, service: str, operation: str, arguments: dict[str, Any], answer: Any

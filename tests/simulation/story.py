@@ -19,6 +19,8 @@ WORDS = {
     outside.EMPTY: (" ",),
     outside.HUGE: ("heron " * 3400,),
 }
+# What holds sending back: what the seed says, mostly the rates of our numbers, or nothing.
+HeldBack = Literal["by chance", "paced", ""]
 _CALLED = 0.3  # how likely anybody says something otherwise
 REJECTIONS = {"twilio": ("21211", "21610", "21606"), "telnyx": ("40310", "40300", "40305")}
 
@@ -67,7 +69,8 @@ class Story:
     says: tuple[Literal["sent", "resend", "give_up"], ...]  # what that person may decide
     focus: tuple[tuple[str, ...], frozenset[str], float] | None  # where what strikes, how likely
     calm: bool  # nothing goes wrong at all
-    paced: bool = False  # whether our numbers have a rate, whatever the seed says
+    mild: bool = False  # whether little goes wrong, but what the story is about
+    held_back: HeldBack = "by chance"
     erased_at: float = 0.0  # when somebody is to be erased, 0 if chance says so
 
 

@@ -64,7 +64,7 @@ def played(
         )
 
     monkeypatch.setattr(plots, "write", write)
-    monkeypatch.setattr(traffic, "rules", lambda *_, paced: rules)
+    monkeypatch.setattr(traffic, "rules", lambda *_: rules)
     monkeypatch.setattr(run, "Faults", lambda world, none: Faults(world, none=True))
     for unlikely in ("_ERASED", "_RECONCILED"):
         monkeypatch.setattr(f"tests.simulation.run.{unlikely}", 0.0)

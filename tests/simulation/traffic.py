@@ -22,10 +22,10 @@ from tests.simulation import outside
 from tests.simulation.outside import NUMBERS, Accepted, Outside
 from tests.simulation.runtime import Cloud, SimulatedRuntime, reference_of
 from tests.simulation.slots import Slots
-from tests.simulation.story import PEOPLE
+from tests.simulation.story import PEOPLE, HeldBack
 from tests.simulation.world import Process, Task, Violation
 
-_HELD_BACK = 0.4  # of the seeds that are not calm
+_HELD_BACK = 0.5  # of the seeds of which chance decides it
 _SKEW = 0.5  # seconds that a clock may be off
 _SOON = 1.0  # seconds that a slot may be away
 _DAY = 86_400
@@ -81,12 +81,13 @@ class Rules:
         return self.only_to in ("*", person)
 
 
-def rules(seed: int, start: float, end: float, *, paced: bool = False) -> Rules:
+def rules(seed: int, start: float, end: float, held_back: HeldBack) -> Rules:
     """Those of a seed. (Drawn apart, so that no other seed is another story for them.)"""
     random = Random(f"{seed} holds back")
-    if random.random() > _HELD_BACK and not paced:
+    paced = held_back == "paced"
+    if not held_back or (random.random() > _HELD_BACK and not paced):
         return Rules()
-    rate = random.choice((0.02, 0.1, 0.5, 2.0))
+    rate = random.choice((0.1, 0.5, 2.0) if paced else (0.02, 0.1, 0.5, 2.0))
     pacing: dict[str, dict[str, Any]] = random.choice(
         (
             *([] if paced else [{}]),
@@ -100,11 +101,11 @@ def rules(seed: int, start: float, end: float, *, paced: bool = False) -> Rules:
     length = random.choice((5.0, 60.0, 1000.0, 5000.0))
     return Rules(
         pacing=pacing,
-        cap=random.choice((0, 0, 2, 10)),
-        only_to=random.choice(("*", "*", "*", "*", PEOPLE[0])),
-        countries="CA" if random.random() < 0.05 else "",
+        cap=random.choice((0, 0, 0, 10) if paced else (0, 0, 2, 10)),
+        only_to="*" if paced else random.choice(("*", "*", "*", "*", PEOPLE[0])),
+        countries="CA" if random.random() < 0.05 and not paced else "",
         quiet=(begins, begins + length) if random.random() < 0.3 else None,
-        pauses=((begins, begins + length),) if random.random() < 0.3 else (),
+        pauses=((begins, begins + length),) if random.random() < (0.1 if paced else 0.3) else (),
     )
 
 
@@ -118,6 +119,8 @@ class Traffic:
         self._slots: dict[str, list[float]] = defaultdict(list)  # by pace, in order of time
         self._by_batch = Slots(cloud, held.pace_of)
         self._left: Counter[str] = Counter()  # segments by pace
+        # By pace and reply, when the slots come of what left with its first segment.
+        self._early: dict[str, dict[str, list[float]]] = defaultdict(dict)
         self._days: Counter[tuple[str, float]] = Counter()  # likewise, and by day
         self._confirmed: Counter[str] = Counter()  # segments that need not wait
         self._paused: tuple[float, float] | None = None  # since when and until when
@@ -199,7 +202,7 @@ class Traffic:
         for slot in taken:
             insort(slots, slot)
         if taken:
-            self._by_batch.take(task, name, taken, there["next_at"] - interval)
+            self._by_batch.take(task.process, name, taken, there["next_at"] - interval)
 
     def _on_change(self, key: tuple[str, str], old: Any, new: Any) -> None:
         """Who is refused for a cap would have gone beyond it."""
@@ -282,8 +285,13 @@ class Traffic:
             self._confirmed[name] += number
         # A reply leaves as a whole, in the first of its slots.
         others = sum(segments(part["text"]["S"]) for part in parts.values()) - 1
-        later = others / self._rules.pacing[name]["per_second"]
+        interval = 1 / self._rules.pacing[name]["per_second"]
+        later = others * interval
         come = bisect_right(self._slots[name], now + _SOON + 2 * _SKEW + later)
+        # (And so did those before it, whose other slots may be yet to come.)
+        early = self._early[name]
+        early.setdefault(id_, [now + (number + 1) * interval for number in range(others)])
+        come += sum(at > now for whose, times in early.items() if whose != id_ for at in times)
         if self._left[name] > come + self._confirmed[name]:
             said = f"{self._left[name]} segments, and {come} slots"
             raise Violation("nobody leaves without a slot", f"{text.name}: {said}", (id_,))
