@@ -6,9 +6,11 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import marshal
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from collections.abc import Mapping as Mapping_
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -31,6 +33,7 @@ from tests.simulation.world import Process, Task, Violation
 
 Item = dict[str, Any]
 
+_READER = TypeDeserializer()
 _STEPS = {
     None: {"waiting", "sending"},
     "waiting": {"waiting", "sending"},
@@ -48,7 +51,6 @@ class Invariants:
         self._cloud = cloud
         self._out = out
         self._brand = brand
-        self._read = TypeDeserializer().deserialize
         # By reference: how often the provider took it, and how often it may.
         self._taken: Counter[str] = Counter()
         self._allowed: Counter[str] = Counter()
@@ -1096,12 +1098,16 @@ class Invariants:
         return self._plain(answer.get("Item"))
 
     def _plain(self, item: Item | None) -> Item | None:
-        if item is None:
-            return None
-        return {name: self._read(value) for name, value in item.items()}
+        return None if item is None else _read(marshal.dumps(item))
 
     def _name(self, id_: str) -> str:
         return self._out.texts[id_].name if id_ in self._out.texts else id_
+
+
+@lru_cache(512)
+def _read(packed: bytes) -> Item:
+    """An item as Python has it. (What it is now it was a moment ago, mostly: nobody changes it.)"""
+    return {name: _READER.deserialize(value) for name, value in marshal.loads(packed).items()}
 
 
 def _state(item: Item) -> str:
