@@ -171,10 +171,26 @@ class Operator:
                 ]
                 self._is_none_of_ours(task, "the dropping")
                 world.note("operator", f"dropped: {task.result}")
+                for id_ in task.result.refused if task.result is not None else ():
+                    self._says_what_is_not_known(there[id_])
                 if task.error is None and not process.dead:
                     break
                 world.sleep(60 * world.random.random())
         self._moving -= 1
+
+    def _says_what_is_not_known(self, body: str) -> None:
+        """A letter stays where the list of consent does not have what it says."""
+        text = self._out.texts.get(json.loads(body)["id"])
+        if text is not None:
+            pk = f"P#default#{KEYS.number(text.person)}"
+            entry = self._cloud.stores["dynamodb"].get_item(
+                TableName="spillway-test",
+                Key={"pk": {"S": pk}, "sk": {"S": "CONSENT"}},
+                ConsistentRead=True,
+            )
+            said = entry.get("Item", {"event": {"S": ""}, "id": {"S": ""}})
+            if (said["event"]["S"], said["id"]["S"]) == ("stop", str(text.id)):
+                raise Violation("what is known may be dropped", text.name, (str(text.id),))
 
     def replay(self, *, until_good: bool = False) -> None:
         """Texts are processed again: all of them, or some; by a command that may die and is

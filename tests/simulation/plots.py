@@ -14,7 +14,7 @@ from tests.simulation import outside
 from tests.simulation.outside import HOURS, NUMBERS, Text
 from tests.simulation.story import HOSTS, PEOPLE, REJECTIONS, WORDS, Story, by_chance
 
-_PLOTTED = 0.85  # of the seeds that are not calm
+_PLOTTED = 0.9  # of the seeds that are not calm
 _BOUND = (outside.GROUP, outside.NAMELESS, outside.UNREADABLE)
 _LATE = frozenset({"arrives late", "slow"})
 _SENDING = ("sender: twilio.send", "sender: telnyx.send")
@@ -339,7 +339,7 @@ def _poisoned(story: Story, random: Random, start: float) -> Story:
 
 def _silence(story: Story, random: Random, start: float) -> Story:
     """Answers are lost, no receipt comes, and whoever looks is refused, or lacks the secret."""
-    turns = ("refused", "refused", "mismatch", "mismatch", "secret lost")
+    turns = ("refused", "mismatch", "mismatch", "mismatch", "secret lost")
     turn = random.choice((*turns, "confirmation", "confirmation"))
     # They come when nobody looks any more, or never; and so does who decides.
     late = random.random() < 0.6
@@ -583,7 +583,7 @@ def put_aside(story: Story, random: Random, start: float) -> Story:
 
 
 _PLOTS = (
-    *(_regular,) * 4,
+    *(_regular,) * 3,
     *(_rotated,) * 4,
     *(_unreported,) * 2,
     *(_crowd,) * 3,
@@ -591,9 +591,9 @@ _PLOTS = (
     *(_asleep,) * 3,
     *(_late_news,) * 4,
     *(_stale_claims,) * 2,
-    *(_slow_replies,) * 4,
+    *(_slow_replies,) * 3,
     *(_poisoned,) * 4,
-    *(_silence,) * 5,
+    *(_silence,) * 7,
     *(_minds,) * 3,
     *(_second_thoughts,) * 2,
     *(_outage,) * 5,

@@ -221,9 +221,12 @@ class Simulation:
                 after = (story.end - START) * replaying.random()
                 world.spawn(self.operator.replay, after=after)
         dropping = Random(f"{seed} drops")
-        if not calm and dropping.random() < _DROPPED:
+        about_letters = story.mended_at < float("inf")
+        if not calm and (dropping.random() < _DROPPED or about_letters):
             self.invariants.dropped = self.operator.dropped
-            for after in ((story.end - START) * dropping.random(), story.end - START + 5 * HOURS):
+            whole = story.end - START
+            early = [whole * dropping.random() for _ in range(4 if about_letters else 1)]
+            for after in (*early, whole + 5 * HOURS):
                 world.spawn(self.operator.drop, after=after)
         # (After the end, too, when they meet what nobody else does: dead letters.)
         faults.still = set() if calm else {"eraser", "reconciler", "replayer", "dropper"}
