@@ -493,8 +493,9 @@ def _parts(item: Item) -> dict[str, Any]:
 
 
 def _is_told(item: Item, until: float) -> bool:
-    """Whether a reply has it written down that it is to wait until then."""
-    return abs(float(item.get("not_before", {"N": 0})["N"]) - until) < 3
+    """Whether a reply has it written down that it is to wait until then. (Its sender counts from
+    before that was written, which may have taken its time.)"""
+    return abs(float(item.get("not_before", {"N": 0})["N"]) - until) < 10
 
 
 def _owner(values: Item) -> str:

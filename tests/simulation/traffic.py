@@ -215,7 +215,8 @@ class Traffic:
         left = [part["M"]["text"]["S"] for part in parts if part["M"]["state"]["S"] != "sent"]
         # (Of a draft nobody knows the words any more.)
         most = sum(map(segments, left)) if left else _MOST_SEGMENTS
-        days = {f"{datetime.fromtimestamp(at, UTC):%Y%m%d}" for at in (now - 5, now + 1)}
+        # (Who stood still over midnight goes by the day before.)
+        days = {f"{datetime.fromtimestamp(at, UTC):%Y%m%d}" for at in (now - 120, now + 1)}
         limits = {"*": self._rules.cap, name: self._rules.pacing.get(name, {}).get("per_day", 0)}
         for whose, limit in limits.items():
             item = self._cloud.stores["dynamodb"].get_item(
