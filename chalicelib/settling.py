@@ -17,6 +17,7 @@ may be the one that sends, so it is repeated only where it would be sent.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -128,16 +129,16 @@ def decide(
     `resend` is as good as a redrive: age counts from now. Raises Busy where the part is something
     else by now; the same decision again finishes what a lost connection left undone.
     """
-    reply = ledger.find(id_)
-    entry = next((one for one in (reply and reply.parts) or () if one.number == part), None)
-    if reply is None or entry is None:
-        raise Busy
+    reply, entry = _found(ledger, id_, part)
     if entry.state == "unknown" and entry.attempt == attempt:
-        reply = _decided(runtime, ledger, reply, entry, decision)
-        reason, reference = f"person_{decision}", id_.part(part)
-        count("Settled", provider=reply.provider, reason=reason, id=reference)
-        log("INFO", "settled", id=reference, reason=reason)
-    elif not _is_as_decided(reply, entry, attempt, decision):
+        # (Busy: its own write, perhaps, which was repeated as its answer was lost.)
+        with suppress(Busy):
+            _decided(runtime, ledger, reply, entry, decision)
+            reason, reference = f"person_{decision}", id_.part(part)
+            count("Settled", provider=reply.provider, reason=reason, id=reference)
+            log("INFO", "settled", id=reference, reason=reason)
+        reply, entry = _found(ledger, id_, part)
+    if not _is_as_decided(reply, entry, attempt, decision):
         raise Busy
     if reply.to_be_resumed:
         resume(runtime, queues, reply)
@@ -399,14 +400,24 @@ def _message(kind: Literal["settle", "resume"], reply: Reply, payload: dict[str,
     return Envelope(kind, reply.id.conversation, str(reply.id), reply.received_at, payload)
 
 
+def _found(ledger: Ledger, id_: MessageId, part: int) -> tuple[Reply, PartEntry]:
+    """A reply and one of its parts. Raises Busy where there is no such part."""
+    reply = ledger.find(id_)
+    entry = next((one for one in (reply and reply.parts) or () if one.number == part), None)
+    if reply is None or entry is None:
+        raise Busy
+    return reply, entry
+
+
 def _decided(
     runtime: Runtime, ledger: Ledger, reply: Reply, part: PartEntry, decision: Decision
-) -> Reply:
+) -> None:
     if decision == "sent":
-        return ledger.taken_for_sent(reply, part)
-    if decision == "resend":
-        return ledger.resend(reply, part, redriven_at=runtime.now())
-    return ledger.give_up(reply, part)
+        ledger.taken_for_sent(reply, part)
+    elif decision == "resend":
+        ledger.resend(reply, part, redriven_at=runtime.now())
+    else:
+        ledger.give_up(reply, part)
 
 
 def _is_as_decided(reply: Reply, part: PartEntry, attempt: int, decision: Decision) -> bool:

@@ -1004,6 +1004,25 @@ def test_a_person_decides(
     assert decided(world, decision) == told
 
 
+@pytest.mark.parametrize(("decision", "resumed"), [("sent", 1), ("resend", 1), ("give_up", 0)])
+def test_a_decision_that_is_written_twice_is_taken_for_made(
+    build: Build, decision: Decision, resumed: int
+) -> None:
+    world = build()
+    world.unknown("heron 1", "heron 2")
+    reply, part = world.reply(), world.part()
+    writes: dict[str, Callable[[], Reply]] = {
+        "sent": lambda: world.ledger.taken_for_sent(reply, part),
+        "resend": lambda: world.ledger.resend(reply, part, redriven_at=NOW),
+        "give_up": lambda: world.ledger.give_up(reply, part),
+    }
+    # GIVEN a write of which the answer was lost, and which the client makes again by itself
+    tapped(world.runtime).next["update_item"] = iter([writes[decision]])
+    # THEN what follows from it is done all the same
+    assert decided(world, decision) == world.reply()
+    assert len(world.resumed()) == resumed
+
+
 def test_the_last_part_leaves_nothing_to_resume(build: Build) -> None:
     world = build()
     world.unknown()
