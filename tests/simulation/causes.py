@@ -430,11 +430,24 @@ class Causes:
                 for one in self._out.accepted
                 if taken and (one.recipient, one.words) == (taken[0].recipient, taken[0].words)
             ]
-            if len(taken) == 1 == len(words) and taken[0].listed_at < began - 1:
+            alone = len(taken) == 1 == len(words) and not self._is_said_elsewhere(reference)
+            if alone and taken[0].listed_at < began - 1:
                 raise Violation("what can be found is found", reference, (reference,))
             age = now - float(self._part(reference)["started_at"])
             if not self._out.accepted and age > 400:
                 raise Violation("what can be found is found", f"{reference}: not sent")
+
+    def _is_said_elsewhere(self, reference: str) -> bool:
+        """Whether the conversation has another reply in the same words: which of them the provider
+        has nobody can tell."""
+        id_ = reference.rpartition("-")[0]
+        words = self._part(reference)["text"]
+        return any(
+            part["M"]["text"]["S"] == words
+            for other, item in self._items.items()
+            if other != id_ and other.partition("-")[0] == id_.partition("-")[0]
+            for part in _parts(item).values()
+        )
 
     def _on_end(self, process: Process, began: float) -> None:
         """An invocation has ended, of itself."""

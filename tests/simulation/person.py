@@ -247,6 +247,16 @@ class Operator:
             self.on_lost(envelopes[lost]["id"])
             sqs.lose(queue, lost)
 
+    def lose_item(self) -> None:
+        """Somebody deletes a text from the table, by mistake: the archive has it still."""
+        table, world = self._cloud.stores["dynamodb"], self._cloud.world
+        items = table.scan(TableName="spillway-test", ConsistentRead=True)["Items"]
+        keys = [{"pk": one["pk"], "sk": one["sk"]} for one in items if "archive_key" in one]
+        if keys:
+            lost = world.random.choice(keys)
+            world.note("somebody", f"deletes {lost}")
+            table.delete_item(TableName="spillway-test", Key=lost)
+
     def _redrive_as_aws(self) -> None:
         """From the console: the body stays as it is."""
         sqs = self._cloud.stores["sqs"]

@@ -557,10 +557,9 @@ def put_aside(story: Story, random: Random, start: float) -> Story:
     if random.random() < 0.2:
         kinds += (outside.STOP,)  # (Whoever has said it gets no answer that could be put aside.)
     texts = _texts(random, kinds, 12, lambda _: start + 60 * random.random())
-    says_stop = random.random() < 0.6
     for number, text in enumerate(texts):
         text.person = PEOPLE[0] if random.random() < 0.8 else PEOPLE[1]
-        if says_stop and number > 8:
+        if number > 6:
             _become(text, random.choice((outside.STOP, outside.START_AGAIN)))
             text.person = PEOPLE[2]
         _move(text, 0 if random.random() < 0.8 else 1, text.at)
@@ -583,7 +582,7 @@ def put_aside(story: Story, random: Random, start: float) -> Story:
 
 
 _PLOTS = (
-    *(_regular,) * 3,
+    *(_regular,) * 4,
     *(_rotated,) * 4,
     *(_unreported,) * 2,
     *(_crowd,) * 3,

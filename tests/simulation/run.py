@@ -61,12 +61,12 @@ QUEUES = {
 }
 FOURTEEN_DAYS = 14 * 86_400
 _ERASED = 0.4  # how likely somebody wants to be forgotten
-_RECONCILED = 0.6  # how likely somebody holds the stores against each other
+_RECONCILED = 0.7  # how likely somebody holds the stores against each other
 _REPLAYED = 0.4  # how likely texts are processed again
 _DROPPED = 0.4  # how likely dead letters are dropped
 _LOST = 0.2  # how likely somebody loses a message then, soon after it came
 _ILLUSTRATED = 0.4  # how likely people send pictures
-_PUT_ASIDE = 0.1  # how likely dead letters are what a story is about
+_PUT_ASIDE = 0.17  # how likely dead letters are what a story is about
 
 
 @dataclass
@@ -209,6 +209,10 @@ class Simulation:
         if self.reconciles:
             after = (story.end - START) * reconciling.random()
             world.spawn(self.operator.reconcile, after=after)
+            # (Whose line no item names, no erasure finds: docs/RETENTION.md.)
+            if not self.erases and reconciling.random() < _LOST:
+                after = (story.end - START) * reconciling.random()
+                world.spawn(self.operator.lose_item, after=after)
             for text in story.texts:
                 if reconciling.random() < _LOST:
                     after = text.at - START + 5 * reconciling.random() ** 2
