@@ -382,8 +382,9 @@ class Simulation:
             visibility=self.story.visibility,
             soon=self.story.soon,
         )
-        # (Own code that fails each time makes its texts wait.)
-        mapping.calm = self.story.calm and not self.story.own_code
+        # (Own code that fails each time makes its texts wait, and so does a rate.)
+        unhindered = self.rules == traffic.Rules() and not self.story.own_code
+        mapping.calm = self.story.calm and unhindered
         mapping.expected = lambda invocation: _expected(invocation, self.story.reporting)
         return mapping
 
