@@ -296,7 +296,7 @@ class Causes:
         text = self._out.texts.get(id_)
         if text is None or text.provider != "telnyx":
             return  # who does not say when it was said, or not in a text
-        item = self._consent_of(text.person)
+        item = consent_of(self._cloud, text.person)
         at = float(item.get("at", {"N": 0})["N"])
         if item.get("event", {}).get("S") == event:
             holds = at > text.at - SKEW - 0.1
@@ -469,7 +469,7 @@ class Causes:
         for reference, at in self._opted_out.pop(process, []):
             text = self._out.texts[reference.rpartition("-")[0]]
             said = text.rejected in OPTED_OUT_CODES and process.troubled_at < began <= at
-            if said and not self._consent_of(text.person):
+            if said and not consent_of(self._cloud, text.person):
                 raise Violation("a provider's word is heard", text.name, (str(text.id),))
         for id_, (who, at) in self._waiting.items():
             late = self.resumed.get(id_, 0.0) < at
@@ -481,18 +481,6 @@ class Causes:
         fetched = [when for (who, _), when in self._fetched.items() if who is process]
         if max(fetched, default=0.0) < refused_at - PAUSE - 2 * SKEW:
             raise Violation("refused credentials are fetched anew", process.name)
-
-    def _consent_of(self, person: str) -> Item:
-        found: Item = (
-            self._cloud.stores["dynamodb"]
-            .get_item(
-                TableName="spillway-test",
-                Key={"pk": {"S": f"P#default#{KEYS.number(person)}"}, "sk": {"S": "CONSENT"}},
-                ConsistentRead=True,
-            )
-            .get("Item", {})
-        )
-        return found
 
     def _part(self, reference: str) -> dict[str, Any]:
         id_, _, number = reference.rpartition("-")
@@ -517,6 +505,16 @@ def _owner(values: Item) -> str:
         return str(values[":owner"]["S"])
     owners = [part["M"].get("owner", {}).get("S") for part in values[":parts"]["M"].values()]
     return next(str(owner) for owner in owners if owner)
+
+
+def consent_of(cloud: Cloud, person: str) -> Item:
+    """What the list of consent has of somebody, as a raw item; {} where it has nothing."""
+    key = {"pk": {"S": f"P#default#{KEYS.number(person)}"}, "sk": {"S": "CONSENT"}}
+    answer = cloud.stores["dynamodb"].get_item(
+        TableName="spillway-test", Key=key, ConsistentRead=True
+    )
+    found: Item = answer.get("Item", {})
+    return found
 
 
 def current_state(item: Item) -> str:

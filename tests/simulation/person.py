@@ -28,7 +28,7 @@ from spillway.operate.redriving import Redrive, Redriven
 from spillway.operate.replay import Replay, Replayed
 from spillway.stage import Api
 from spillway.stores import Stores
-from tests.simulation.causes import current_state
+from tests.simulation.causes import consent_of, current_state
 from tests.simulation.functions import Mapping as Source
 from tests.simulation.outside import KEYS, OUTGOING, UNREADABLE, URL, Call, Outside
 from tests.simulation.runtime import Cloud, SimulatedRuntime
@@ -117,8 +117,6 @@ class Operator:
         # Called where a run says that all is gone: who, and when it began.
         self.on_good: Callable[[str, float], None] = lambda person, began: None
         self.on_lost: Callable[[str], None] = lambda id_: None
-        # Called where a run has seen all that there was, and nothing else was going on.
-        self.on_replayed: Callable[[float], None] = lambda began: None
         # Called where there is nothing to be put right any more.
         self.on_reconciled: Callable[[Reconciled], None] = lambda result: None
 
@@ -181,23 +179,16 @@ class Operator:
     def _says_what_is_not_known(self, body: str) -> None:
         """A letter stays where the list of consent does not have what it says."""
         text = self._out.texts.get(json.loads(body)["id"])
-        if text is not None:
-            pk = f"P#default#{KEYS.number(text.person)}"
-            entry = self._cloud.stores["dynamodb"].get_item(
-                TableName="spillway-test",
-                Key={"pk": {"S": pk}, "sk": {"S": "CONSENT"}},
-                ConsistentRead=True,
-            )
-            said = entry.get("Item", {"event": {"S": ""}, "id": {"S": ""}})
-            if (said["event"]["S"], said["id"]["S"]) == ("stop", str(text.id)):
-                raise Violation("what is known may be dropped", text.name, (str(text.id),))
+        known = consent_of(self._cloud, text.person) if text is not None else {}
+        if text is not None and known.get("id") == {"S": str(text.id)}:
+            raise Violation("what is known may be dropped", text.name, (str(text.id),))
 
-    def replay(self, *, until_good: bool = False) -> None:
+    def replay(self, *, until_good: bool = False) -> float:
         """Texts are processed again: all of them, or some; by a command that may die and is
-        perhaps run again."""
+        perhaps run again. When the last run began (unix seconds)."""
         world = self._cloud.world
         if self._is_erasing():
-            return
+            return world.now
         self._moving += 1
         never = (UNREADABLE, OUTGOING)
         texts = [text for text in self._out.texts.values() if text.kind not in never]
@@ -219,10 +210,9 @@ class Operator:
         self._moving -= 1
         if result is not None and (result.unreadable or result.changed):
             raise Violation("what is archived can be read", f"{result}")
-        if until_good:
-            if result is None:
-                raise Violation("what is archived can be read", f"not in {_MOST_RUNS} runs")
-            self.on_replayed(began)
+        if until_good and result is None:
+            raise Violation("what is archived can be read", f"not in {_MOST_RUNS} runs")
+        return began
 
     def _stage(self, role: str) -> tuple[Any, Process]:
         process = Process(f"{role}-{self._cloud.world.steps}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 from tests.simulation import outside
 from tests.simulation.outside import HOURS, NUMBERS, Text
@@ -18,6 +19,12 @@ _PLOTTED = 0.9  # of the seeds that are not calm
 _BOUND = (outside.GROUP, outside.NAMELESS, outside.UNREADABLE)
 _LATE = frozenset({"arrives late", "slow"})
 _SENDING = ("sender: twilio.send", "sender: telnyx.send")
+
+
+def _to_the_point(random: Random) -> dict[str, Any]:
+    """What lets a plot come about in most of its stories: little else goes wrong, who died is
+    followed soon, and no answer is one too many."""
+    return {"mild": random.random() < 0.8, "visibility": 75, "loop_limit": 30}
 
 
 def _become(text: Text, kind: str) -> None:
@@ -254,9 +261,7 @@ def _impatient(story: Story, random: Random, start: float) -> Story:
     return replace(
         story,
         texts=texts,
-        mild=random.random() < 0.8,
-        visibility=75,
-        loop_limit=30,
+        **_to_the_point(random),
         robot="",
         outages={},
         trouble=0.0,
@@ -353,9 +358,7 @@ def _silence(story: Story, random: Random, start: float) -> Story:
     return replace(
         story,
         texts=texts,
-        mild=random.random() < 0.8,
-        visibility=75,
-        loop_limit=30,
+        **_to_the_point(random),
         trouble=0.0,
         robot="",
         receipts_fail=0.3 if turn == "mismatch" and late else 1.0,

@@ -192,7 +192,7 @@ class Simulation:
         self.invariants.erased = self.operator.erased
         self.operator.on_good = self.invariants.nothing_is_left_of_before
         self.operator.on_reconciled = self.invariants.agree
-        self.operator.on_replayed = self._replayed
+        self.invariants.dropped = self.operator.dropped
         self.operator.on_lost = self.invariants.lose
         # (Drawn apart, so that no other seed is another story for it.)
         erasing = Random(f"{seed} erases")
@@ -219,7 +219,6 @@ class Simulation:
                     world.spawn(self.operator.lose, after=after)
         replaying = Random(f"{seed} replays")
         self.replays = not calm and replaying.random() < _REPLAYED
-        self._replayed_since = 0.0
         if self.replays:
             for _ in range(replaying.choice((1, 3))):
                 after = (story.end - START) * replaying.random()
@@ -227,7 +226,6 @@ class Simulation:
         dropping = Random(f"{seed} drops")
         about_letters = story.mended_at < float("inf")
         if not calm and (dropping.random() < _DROPPED or about_letters):
-            self.invariants.dropped = self.operator.dropped
             whole = story.end - START
             early = [whole * dropping.random() for _ in range(4 if about_letters else 1)]
             for after in (*early, whole + 5 * HOURS):
@@ -295,12 +293,9 @@ class Simulation:
         world.spawn(self.operator.replay)
         world.run(world.now + 20 * HOURS)
         self.cloud.faults.still.discard("replayer")
-        world.spawn(lambda: self.operator.replay(until_good=True))
+        last = world.spawn(lambda: self.operator.replay(until_good=True))
         world.run(world.now + 20 * HOURS)
-        self.invariants.replayed(self._replayed_since)
-
-    def _replayed(self, began: float) -> None:
-        self._replayed_since = began
+        self.invariants.replayed(last.result)
 
     def _erased_for_good(self, person: str) -> None:
         """When nobody does anything any more, nothing is left of somebody; and nothing comes of

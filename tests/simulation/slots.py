@@ -4,6 +4,7 @@ later is not given back, and what nobody needs is not left empty."""
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +38,8 @@ class _Hand:
 class Slots:
     """Watches one world. Whoever sees slots taken and given back tells it."""
 
-    def __init__(self, cloud: Cloud, pace_of: Any) -> None:
+    def __init__(self, cloud: Cloud, pace_of: Callable[[str], str]) -> None:
+        """`pace_of`: by which name a number of ours is paced, "" where it is not."""
         self._cloud = cloud
         self._pace_of = pace_of
         self._hands: dict[Process, dict[str, _Hand]] = defaultdict(lambda: defaultdict(_Hand))
@@ -66,6 +68,7 @@ class Slots:
             self._hands[process][pace].taken += slots
 
     def give_back(self, process: Process, pace: str, number: int) -> None:
+        """Somebody does not need so many of its slots any more."""
         if process is self._cloud.world.outside:
             return  # (It comes late: nobody knows whose it was.)
         hand = self._hands[process][pace]
