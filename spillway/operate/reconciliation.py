@@ -167,12 +167,12 @@ class Reconciliation:
 
     def run(self) -> Reconciled:
         """Raises Problem where the stage is not to be reached, and what AWS raises."""
-        started = self._runtime.now()
+        self._started = self._runtime.now()
         self._db.executescript(_SCHEMA)
         try:
             self._read_table()
             self._read_pictures()
-            self._read_archive(started)
+            self._read_archive(self._started)
             if self._db.execute("SELECT count(*) FROM doubtful").fetchone()[0]:
                 self._found.unseen = wait_for_queues(self._stage, self._wait, self._tell)
                 self._letters = {queue: self._ids_on(queue) for queue in DEAD_LETTERS.values()}
@@ -371,7 +371,10 @@ class Reconciliation:
         if not self._is_to_judge(PROCESSING, id_, at, item or replied or {}):
             return None
         if not lines:
-            self._open("not_stored", str(id_))
+            if str(id_) in self._archived_lately:
+                self._found.under_way += 1
+            else:
+                self._open("not_stored", str(id_))
             return None
         there = self._table.insert(item)
         if there is not None:
@@ -379,6 +382,12 @@ class Reconciliation:
         self._put_right("not_in_table", str(id_))
         self._take_out_later(id_, lines[1:])
         return item
+
+    @cached_property
+    def _archived_lately(self) -> set[str]:
+        """The messages in the objects that `_read_archive` left to the next run."""
+        keys = self._stores.objects("messages/", self._started - RECENT)
+        return {line.said["id"] for key in keys for line in self._read(key)[0]}
 
     def _judge_stored(self, id_: MessageId, item: Item, lines: Sequence[_Line]) -> None:
         said = _digest(_said_by(item))

@@ -668,6 +668,18 @@ def test_an_object_that_was_written_just_now_is_left_alone(world: World, now: Fa
     assert found(reconciled(world, after=120)) == {"surplus_line": 1}
 
 
+def test_what_was_archived_just_now_is_not_said_to_be_lost(world: World, now: FakeRuntime) -> None:
+    # GIVEN a text that was stored an hour after it came, and that the table lost at once
+    live(world)
+    delete(world, "IN")
+    world.runtime.clock = time.time()
+    # THEN it is left to the run that reads its object
+    one = reconciled(world, after=RECENT - 60)
+    assert found(one) == {}
+    assert one.under_way == 1
+    assert found(reconciled(world, after=120)) == {"not_in_table": 1}
+
+
 def test_what_settles_while_it_runs_is_no_difference(
     world: World, now: FakeRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:

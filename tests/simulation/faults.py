@@ -34,7 +34,7 @@ HTTP_FAULTS = (
 # Beyond the four whose coverage is counted.
 STORE_EXTRAS = ("server error", "slow", "arrives late", "partly done", "frozen")
 
-# Sites that few seeds come to: there one of the kinds that are counted, or none, is hot in each.
+# Sites that few seeds come to: there most calls are struck, by the kinds that are counted in turn.
 _RARE = (
     "> vault.refreshed",
     "batches._delete",
@@ -72,10 +72,13 @@ _RARE = (
     "replayer: replay._send_some",
     "person: breaker.pause",
     "processing._store_again",
+    "processing: ledger._settle",
     "redriver: redriving._moved",
     "redriver: letters.work_through",
 )
+_RATE_RARE = 0.8
 _MOST_RARE = 5  # so often in a seed
+_SPARED = 8  # one of so many seeds is spared it
 _HOT = 14  # one of so many pairs of site and fault is hot in a seed
 _MOST_HOT = 2  # so often in a seed, so that a hot pair does not stop everything
 
@@ -143,6 +146,7 @@ class Faults:
         self._lasting = random.choice((0.2, 0.5, 0.9))
         # By site, what may strike there, each kind once: `_chances`.
         self._known: dict[tuple[str, tuple[str, ...]], list[_Chance]] = {}
+        self._rare: Counter[str] = Counter()  # what struck in turn, by site
         self.hits: Counter[tuple[str, str]] = Counter()
         self.sites: Counter[str] = Counter()
 
@@ -167,6 +171,9 @@ class Faults:
         late = self.calm
         if late and site.partition(":")[0] not in self.still:
             return ""
+        if _is_rare(site) and (kind := self._in_turn(site)):
+            self.hits[site, kind] += 1
+            return kind
         chances = self._known.get((site, kinds))
         if chances is None:
             chances = self._known[site, kinds] = self._chances(site, kinds)
@@ -198,11 +205,20 @@ class Faults:
         ]
         return [one for one in every if one.rate or one.heat or one.in_focus]
 
+    def _in_turn(self, site: str) -> str:
+        """What strikes at a rare site, or "": so each kind does equally often there, also the one
+        that ends what would have called again."""
+        one_of, first = divmod(zlib.crc32(f"{self._world.seed}|{site}".encode()), 4)
+        struck = self._rare[site]
+        if struck >= _MOST_RARE or one_of % _SPARED == 0:
+            return ""
+        if not self._world.chance(_RATE_RARE):
+            return ""
+        self._rare[site] += 1
+        return STORE_FAULTS[(first + struck) % 4]
+
     def _heat(self, site: str, kind: str) -> tuple[float, int]:
         """How likely the fault is where it is hot, 0 elsewhere; and how often it is."""
-        if kind in STORE_FAULTS and _is_rare(site):
-            mark = zlib.crc32(f"{self._world.seed}|{site}".encode()) % 5
-            return (0.9, _MOST_RARE) if mark == STORE_FAULTS.index(kind) else (0.0, 0)
         mark = zlib.crc32(f"{self._world.seed}|{site}|{kind}".encode())
         return (0.3, _MOST_HOT) if mark % _HOT == 0 else (0.0, 0)
 

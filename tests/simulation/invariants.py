@@ -938,7 +938,7 @@ class Invariants:
             or (text.kind in _CONSENT and not text.acknowledged)
         }
         for person, events in said.items():
-            if person in doubtful or person in self._out.unwanted:
+            if person in doubtful or person in self._out.unwanted_at_all:
                 continue
             if any(str(text.id) in self._lost for *_, text in events):
                 continue  # a late duplicate says it anew

@@ -22,7 +22,7 @@ from chalicelib.table import Table
 from spillway.operate.consent import list_of
 from spillway.operate.dropping import Drop
 from spillway.operate.erasure import Erased, Erasure
-from spillway.operate.letters import SOURCES
+from spillway.operate.letters import SOURCES, find
 from spillway.operate.reconciliation import Reconciled, Reconciliation
 from spillway.operate.redriving import Redrive, Redriven
 from spillway.operate.replay import Replay, Replayed
@@ -157,7 +157,7 @@ class Operator:
             ids = [one.id for one in letters if one.body not in GARBAGE and world.chance(share)]
             if not ids:
                 continue
-            for _ in range(world.random.choice((1, 3))):
+            for _ in range(world.random.choice((1, 4, 8))):
                 there = {one.id: one.body for one in sqs.messages(f"spillway-test-{queue}")}
                 stage, process = self._stage("dropper")
                 task = world.spawn(partial(_dropped, stage, queue, ids), process)
@@ -489,7 +489,14 @@ def _redriven(stage: Any, rate: float) -> Redriven:
 
 
 def _dropped(stage: Any, queue: str, ids: list[str]) -> Any:
-    return Drop(stage).run(queue, ids)
+    """As the command does it: first it says what would be lost."""
+    drop = Drop(stage)
+    letters, _ = find(stage, queue)
+    for letter in letters:
+        if letter.id in ids:
+            drop.must_stay(letter)
+            drop.lost_with(letter)
+    return drop.run(queue, ids)
 
 
 def _replayed(stage: Any, ids: list[str]) -> Replayed:

@@ -61,10 +61,11 @@ QUEUES = {
 }
 FOURTEEN_DAYS = 14 * 86_400
 _ERASED = 0.4  # how likely somebody wants to be forgotten
-_RECONCILED = 0.7  # how likely somebody holds the stores against each other
+_RECONCILED = 0.8  # how likely somebody holds the stores against each other
 _REPLAYED = 0.4  # how likely texts are processed again
 _DROPPED = 0.4  # how likely dead letters are dropped
 _LOST = 0.2  # how likely somebody loses a message then, soon after it came
+_DELETED = 0.4  # how likely somebody deletes a text from the table then
 _ILLUSTRATED = 0.4  # how likely people send pictures
 _PUT_ASIDE = 0.17  # how likely dead letters are what a story is about
 
@@ -210,7 +211,7 @@ class Simulation:
             after = (story.end - START) * reconciling.random()
             world.spawn(self.operator.reconcile, after=after)
             # (Whose line no item names, no erasure finds: docs/RETENTION.md.)
-            if not self.erases and reconciling.random() < _LOST:
+            if not self.erases and reconciling.random() < _DELETED:
                 after = (story.end - START) * reconciling.random()
                 world.spawn(self.operator.lose_item, after=after)
             for text in story.texts:
@@ -445,7 +446,7 @@ class Simulation:
 
 def _show(story: Story, random: Random) -> list[float]:
     """Some texts come with a picture. When Twilio's token is changed, in some stories, just before
-    one of them is fetched. (Drawn apart, so that no other seed is another story for it.)"""
+    two of them are fetched. (Drawn apart, so that no other seed is another story for it.)"""
     if random.random() > _ILLUSTRATED:
         return []
     for text in story.texts:
@@ -454,7 +455,7 @@ def _show(story: Story, random: Random) -> list[float]:
     shown = [text.at for text in story.texts if text.picture and text.provider == "twilio"]
     if story.calm or story.rotations:
         return []
-    return [max(START, at - 3 * random.random() ** 2) for at in shown[-1:]]
+    return [max(START, at - 3 * random.random() ** 2) for at in shown[-2:]]
 
 
 def _expected(invocation: Invocation, reporting: bool) -> bool:
