@@ -332,11 +332,12 @@ class Settling:
         return None
 
     def _is_wanted(self, reply: Reply) -> bool:
-        """Whether the reply may be sent at all; to be asked immediately before."""
+        """Whether the reply may be sent at all; to be asked immediately before. (Consent last: what
+        is asked after it may take long, and the person say STOP meanwhile.)"""
         return (
             seconds_left(reply, self._settings, self._runtime.now()) > 0
-            and not refusal_of(reply, self._brakes, self._consent)
             and not paused(self._table)
+            and not refusal_of(reply, self._brakes, self._consent)
         )
 
     def _wait(self, reply: Reply, part: PartEntry) -> None:

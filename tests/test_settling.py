@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import boto3
 import pytest
 
-from chalicelib.breaker import pause, resume_sending
+from chalicelib import settling
+from chalicelib.breaker import pause, paused, resume_sending
 from chalicelib.consent import ConsentList
 from chalicelib.ledger import Busy, Ledger, PartEntry, Reply, draft
 from chalicelib.messages import DeliveryReceipt, Keys, MessageId, Part
@@ -755,6 +756,24 @@ def test_who_has_said_start_since_is_not_told_that_they_get_no_more(build: Build
     world.unknown(confirmation=True)
     world.opt_out()
     world.consent.record(THEIRS, "start", NOW + 30, words="START", source="test", id_="other")
+    # WHEN it is looked for, THEN it is not repeated
+    world.runtime.clock += 60
+    world.settle()
+    assert world.carrier.handed == []
+
+
+def test_consent_is_what_is_asked_last_before_a_repetition(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN a person who says STOP while it is asked whether sending is paused, which takes long
+    world = build(Repeatable())
+    world.unknown()
+
+    def slowly(table: Table) -> bool:
+        world.opt_out()
+        return paused(table)
+
+    monkeypatch.setattr(settling, "paused", slowly)
     # WHEN it is looked for, THEN it is not repeated
     world.runtime.clock += 60
     world.settle()

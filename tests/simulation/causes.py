@@ -152,7 +152,9 @@ class Causes:
         what = (operation, json.dumps(arguments, default=str, sort_keys=True))
         before = task.notes.get("failed_call")
         hurried = before is not None and before[0] == what and began < before[1] + 0.1
-        if hurried and operation in ("update_item", "put_item"):
+        # (The slots of a number are asked for in the same words by the next message.)
+        key = arguments.get("Key", {}).get("pk", {}).get("S", "")
+        if hurried and operation in ("update_item", "put_item") and not key.startswith("R#"):
             raise Violation("what fails is given time", site)
         same = before is not None and before[0] == what
         task.notes["failed_times"] = task.notes.get("failed_times", 0) + 1 if same else 1

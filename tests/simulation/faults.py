@@ -2,9 +2,10 @@
 
 Each seed gives each kind of fault its own probability, often none, so that some seeds are calm but
 for one kind and some are a storm. Besides, a few pairs of call site and fault are *hot* in a seed:
-there the fault is likely, which is how the rarest line of the code gets its share. And a third of
-the seeds have a *focus*: one part of the code where several kinds are likely at once, since some
-mishaps only show together.
+there the fault is likely; and at call sites that few seeds come to most calls are struck, by the
+kinds in turn, which is how the rarest line of the code gets its share. And a third of the seeds
+have a *focus*: one part of the code where several kinds are likely at once, since some mishaps only
+show together.
 """
 
 from __future__ import annotations
