@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import boto3
 import pytest
 
-from chalicelib import settling
 from chalicelib.breaker import pause, paused, resume_sending
 from chalicelib.consent import ConsentList
 from chalicelib.ledger import Busy, Ledger, PartEntry, Reply, draft
@@ -769,11 +768,11 @@ def test_consent_is_what_is_asked_last_before_a_repetition(
     world = build(Repeatable())
     world.unknown()
 
-    def slowly(table: Table) -> bool:
+    def slowly(table: Table) -> dict[str, Any] | None:
         world.opt_out()
         return paused(table)
 
-    monkeypatch.setattr(settling, "paused", slowly)
+    monkeypatch.setattr("chalicelib.settling.paused", slowly)
     # WHEN it is looked for, THEN it is not repeated
     world.runtime.clock += 60
     world.settle()

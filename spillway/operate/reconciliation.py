@@ -32,6 +32,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -79,8 +80,8 @@ OPEN: Mapping[str, str] = {
     "provider, by the address in the item, puts it back under the key there",
     "words_lost": "its reply was begun and stands on no queue, and what it was to answer or to say "
     "is nowhere: who posted it may post it again under another key",
-    "dead_lettered": "on a dead-letter queue: mend the cause and put it back "
-    "(docs/OPERATING.md#a-dead-letter)",
+    "dead_lettered": "on a dead-letter queue, or in a conversation with so many letters there that "
+    "SQS does not show them all: mend the cause and put it back (docs/OPERATING.md#a-dead-letter)",
     "unreadable": "an object, line or item that is none of ours, by its key or id: somebody else "
     "writes there",
 }
@@ -94,6 +95,9 @@ RECENT = 600.0
 # The same while a queue was not seen empty: processing gives up after half a day, a conversation is
 # held up for as long at most, and SQS hides a message for as long.
 WAITING = DAY
+
+# So many letters of a conversation SQS shows: the next stay locked until these are deleted.
+AT_ONCE = 10
 
 _SCHEMA = """
 PRAGMA journal_mode = OFF;
@@ -161,6 +165,8 @@ class Reconciliation:
         self._found = Reconciled(stage.name)
         self._db = sqlite3.connect("", isolation_level=None)
         self._letters: dict[str, set[str]] = {}
+        # Conversations of which the outbound queue may have more letters than SQS shows.
+        self._unshown: set[str] = set()
         self._at_hand: dict[str, list[_Line]] = {}
         # Lines to be taken out, by object and id; with the one that stays there, if one does.
         self._surplus: dict[str, dict[str, bytes | None]] = {}
@@ -175,7 +181,7 @@ class Reconciliation:
             self._read_archive(self._started)
             if self._db.execute("SELECT count(*) FROM doubtful").fetchone()[0]:
                 self._found.unseen = wait_for_queues(self._stage, self._wait, self._tell)
-                self._letters = {queue: self._ids_on(queue) for queue in DEAD_LETTERS.values()}
+                self._letters = {queue: self._ids_on(queue) for queue in DEAD_LETTERS}
                 self._judge_all()
                 for object_, lines in self._surplus.items():
                     self._take_out(object_, lines)
@@ -442,7 +448,7 @@ class Reconciliation:
             # (What was taken up from the provider's list was asked long before it came.)
             asked = replace(text, received_at=text.said_at(text.received_at))
             envelope = inbound(asked, id_, self._callback_url(text.provider), raw=False)
-        elif str(id_) in self._letters[DEAD_LETTERS[PROCESSING]]:
+        elif str(id_) in self._letters[PROCESSING]:
             self._open("dead_lettered", str(id_))  # with the text
             return
         else:
@@ -457,7 +463,8 @@ class Reconciliation:
         now = self._runtime.now()
         if min(at + self._keep_days * DAY, item.get("expires_at", _NEVER)) - DAY <= now:
             return False
-        if str(id_) in self._letters[DEAD_LETTERS[queue]]:
+        unshown = queue == OUTBOUND and id_.conversation in self._unshown
+        if str(id_) in self._letters[queue] or unshown:
             self._open("dead_lettered", str(id_))
             return False
         if now - at < (WAITING if self._found.unseen[queue] else RECENT):
@@ -489,13 +496,18 @@ class Reconciliation:
         return min((float(one["Days"]) for one in expirations if "Days" in one), default=_NEVER)
 
     def _ids_on(self, queue: str) -> set[str]:
-        """The messages that a dead-letter queue shows."""
+        """The messages that a redrive of this queue's dead letters brings back. (One that only
+        tells of a text, as an event does, brings back no text.)"""
         looked_at, ids = [], set()
-        for letter in self._stores.dead_letters(queue):
+        for letter in self._stores.dead_letters(DEAD_LETTERS[queue]):
             looked_at.append(replace(letter, body=""))
             with suppress(EnvelopeError):
-                ids.add(Envelope.parse(letter.body).id)
+                envelope = Envelope.parse(letter.body)
+                if queue == OUTBOUND or envelope.kind == "inbound":
+                    ids.add(envelope.id)
         self._stores.show(looked_at)
+        groups = Counter(letter.group for letter in looked_at if letter.group)
+        self._unshown.update(group for group, number in groups.items() if number >= AT_ONCE)
         return ids
 
     # -- putting right ------------------------------------------------------------------------

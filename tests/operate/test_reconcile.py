@@ -27,6 +27,7 @@ from spillway import cli
 from spillway.operate import reconcile, reconciliation
 from spillway.operate.erasure import Erasure
 from spillway.operate.reconciliation import (
+    AT_ONCE,
     OPEN,
     PUT_RIGHT,
     RECENT,
@@ -199,6 +200,25 @@ def never_queue(world: World) -> None:
     world.text("is the heron lost", "SM-x")
     world.runtime.sqs.purge_queue(QueueUrl=world.url("outbound.fifo"))
     world.work()
+
+
+def never_queue_among_letters(world: World) -> None:
+    """... in a conversation with as many dead letters as SQS shows, which may be one of more."""
+    never_queue(world)
+    id_ = stored(world, "SM-x")
+    for number in range(AT_ONCE):
+        other = replace(id_, message=f"{number:024}")
+        letter = Envelope("outgoing", id_.conversation, str(other), world.runtime.now(), {})
+        world.put_aside("outbound-dlq.fifo", letter)
+
+
+def lose_with_a_letter(world: World) -> None:
+    """The table loses a text of which an event is put aside: that would not bring it back."""
+    id_ = stored(world)
+    world.put_aside(
+        "processing-dlq", Envelope("event", id_.conversation, str(id_), world.runtime.now(), {})
+    )
+    delete(world, "IN")
 
 
 def begin(world: World, change: str, **names: str) -> None:
@@ -435,6 +455,15 @@ DAMAGES = [
     Damage(
         "the sender put it aside",
         lambda w: put_aside(w, "outbound.fifo", "outbound-dlq.fifo"),
+        {"dead_lettered": 1},
+        {"dead_lettered": 1},
+    ),
+    Damage(
+        "... an event of a text that the table loses", lose_with_a_letter, {"not_in_table": 1}, {}
+    ),
+    Damage(
+        "... more than is shown, and perhaps what is on no queue",
+        never_queue_among_letters,
         {"dead_lettered": 1},
         {"dead_lettered": 1},
     ),
