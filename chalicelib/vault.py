@@ -66,6 +66,7 @@ class Vault:
     def _fetch(self, name: str) -> Mapping[str, Any]:
         secret_id = f"spillway/{self._stage}/{name}"
         client = self._runtime.secretsmanager
+        looked_at = self._runtime.now()  # what is changed during the look may not be in it
         try:
             text = client.get_secret_value(SecretId=secret_id).get("SecretString", "")
         except client.exceptions.ResourceNotFoundException:
@@ -78,5 +79,5 @@ class Vault:
             found = None
         if not isinstance(found, dict):
             raise SecretError(f"{secret_id}: must be a JSON object")
-        self._cache[name] = (self._runtime.now(), found)
+        self._cache[name] = (looked_at, found)
         return found

@@ -143,6 +143,24 @@ def test_what_a_fresh_look_found_is_kept_and_starts_the_pause(
     assert runtime.vault.reads["twilio"] == 2
 
 
+def test_a_look_that_takes_long_counts_from_its_beginning(
+    runtime: FakeRuntime, vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN a secret that is changed while it is read, and whose old value comes back late
+    read = runtime.vault.get_secret_value
+
+    def slowly(**names: str) -> dict[str, str]:
+        answer = read(**names)
+        runtime.vault.held["twilio"] = NEW
+        runtime.clock += PAUSE
+        return answer
+
+    monkeypatch.setattr(runtime.vault, "get_secret_value", slowly)
+    assert vault.secrets("twilio") == OLD
+    # WHEN the first signature by the new one comes, THEN it is found
+    assert vault.refreshed("twilio") == NEW
+
+
 def test_a_look_at_what_was_never_read_is_fresh(vault: Vault) -> None:
     assert vault.refreshed("twilio") == OLD
 

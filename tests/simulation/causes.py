@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError
 
 from tests.simulation.hearing import HOST
 from tests.simulation.outside import INVALID_CODES, KEYS, NUMBERS, OPTED_OUT_CODES, Outside
-from tests.simulation.runtime import READ_TIMEOUT, Cloud, reference_of
+from tests.simulation.runtime import Cloud, reference_of
 from tests.simulation.traffic import Rules
 from tests.simulation.world import Process, Task, Violation
 
@@ -481,8 +481,7 @@ class Causes:
         if refused_at is None or process.troubled_at >= began or self._may_lack:
             return
         fetched = [when for (who, _), when in self._fetched.items() if who is process]
-        # (Who has just looked need not look again, and the look may have been slow.)
-        if max(fetched, default=0.0) < refused_at - PAUSE - READ_TIMEOUT - 2 * SKEW:
+        if max(fetched, default=0.0) < refused_at - PAUSE - 2 * SKEW:
             raise Violation("refused credentials are fetched anew", process.name)
 
     def _part(self, reference: str) -> dict[str, Any]:
