@@ -36,7 +36,7 @@ from chalicelib.consent import ConsentList, event_in
 from chalicelib.events import PUBLISHING, Events, Publisher
 from chalicelib.ledger import DAY, Busy, Ledger
 from chalicelib.lookups import LookUps
-from chalicelib.messages import InboundMessage, MessageId, number_kind
+from chalicelib.messages import ConsentEvent, InboundMessage, MessageId, number_kind
 from chalicelib.observing import count, log
 from chalicelib.queues import DEAD_LETTERS, OUTBOUND, PROCESSING, Envelope, Kind, Queues
 from chalicelib.runtime import Runtime
@@ -197,17 +197,7 @@ class Processing:
         body = text.normalise(message.text)
         event = message.consent_hint or event_in(body)
         if event == "stop" or (event == "start" and envelope.kind == "replay"):
-            # Here too, and before the look-ups: a conversation that is held up on its way to an
-            # answer must not hold up a STOP. What is replayed comes to nobody else. (A YES of then
-            # is no START: whether they knew themselves opted out nobody can say any more.)
-            self._consent.record(
-                message.sender,
-                event,
-                message.said_at(self._first_received_at(envelope)),
-                words=body,
-                source=message.provider,
-                id_=envelope.id,
-            )
+            self._record_consent(event, message, body, envelope)
         reasons = reasons_against(message, body)
         lookups: dict[str, Any] = {}
         media = [{"url": m.url, "content_type": m.content_type} for m in message.media]
@@ -244,6 +234,29 @@ class Processing:
             "raw": message.raw,
         }
 
+    def _record_consent(
+        self, event: ConsentEvent, message: InboundMessage, body: str, envelope: Envelope
+    ) -> None:
+        """A STOP here too, and before the look-ups: a conversation that is held up on its way to an
+        answer must not hold it up. A START where it is replayed, and comes to nobody else. (A YES
+        of then is none: whether they knew themselves opted out nobody can say any more.)"""
+        id_ = MessageId.parse(envelope.id)
+        reply = self._ledger.find(id_) if id_ else None
+        if event == "start" and reply is None:
+            # The sender has it still before it, and knows which copy came first: this may be a
+            # duplicate, stored before the first, and later than a STOP.
+            return
+        # This may be a duplicate that came hours later, and a START after the first must win.
+        times = [envelope.received_at] + ([reply.received_at] if reply else [])
+        self._consent.record(
+            message.sender,
+            event,
+            message.said_at(min(times)),
+            words=body,
+            source=message.provider,
+            id_=envelope.id,
+        )
+
     def _look_up(
         self, envelope: Envelope, record: Record, message: InboundMessage, body: str
     ) -> Any:
@@ -266,14 +279,6 @@ class Processing:
         kept = (item or {}).get("media") or ()
         known = {str(one["url"]): dict(one) for one in kept if "key" in one}
         return self._attachments.keep(id_, message, record.sent_at, known)
-
-    def _first_received_at(self, envelope: Envelope) -> float:
-        """When our door first had this message, as far as is known: this may be a duplicate that
-        came hours after it, and a START after the message itself must win."""
-        id_ = MessageId.parse(envelope.id)
-        reply = self._ledger.find(id_) if id_ else None
-        times = [envelope.received_at] + ([reply.received_at] if reply else [])
-        return min(times)
 
     def _store_in_archive(self, lines: Mapping[Record, Line]) -> str:
         # The same message may be in a batch twice; it is one line.

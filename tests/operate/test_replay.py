@@ -20,7 +20,7 @@ from chalicelib.lookups import LookUps
 from chalicelib.messages import DeliveryReceipt, InboundMessage, MessageId, WebhookRequest
 from chalicelib.providers.base import PayloadError
 from chalicelib.providers.twilio import Twilio
-from chalicelib.queues import Envelope
+from chalicelib.queues import PROCESSING, Envelope
 from chalicelib.receiving import inbound
 from chalicelib.sending import Sender
 from chalicelib.table import Table
@@ -298,6 +298,29 @@ def test_a_start_that_was_not_seen_counts_from_when_it_was_said(
     events = [(one["event"], one["at"]) for one in events_of(world.consent.find(PERSON))]
     assert events == [("stop", at)] + ([] if opted_out else [("start", said_at)])
     assert world.sent == sent
+
+
+def test_a_start_that_the_sender_has_still_before_it_is_the_senders_to_say(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN a START, a STOP after it, and a late duplicate of the START that was stored first
+    world.text("START", "SM-1")
+    world.runtime.sqs.purge_queue(QueueUrl=world.url("processing"))
+    world.runtime.clock += 60
+    world.consent.record(PERSON, "stop", world.runtime.clock, words="", source="telephone", id_="x")
+    world.runtime.clock += 60
+    world.text("START", "SM-1")
+    with monkeypatch.context() as patch:
+        patch.setattr(world, "functions", [one for one in world.functions if one[0] == PROCESSING])
+        world.work()
+        # WHEN it is replayed before the sender has had either
+        world.runtime.clock += 2 * HOUR
+        replayed(world)
+        world.work()
+    # THEN it is not the duplicate that counts, neither now nor when the sender has had both
+    assert world.consent.opted_out(PERSON)
+    world.work()
+    assert world.consent.opted_out(PERSON)
 
 
 def test_what_was_found_before_and_is_not_any_more_goes(
