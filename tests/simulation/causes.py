@@ -355,7 +355,8 @@ class Causes:
             self._is_in_time(item, id_, reason, seconds)
         elif what == "claimed":
             true = "sending" in states or now - self._sent.get(id_, 0.0) < 3 or frozen
-            self._is_in_time(item, id_, reason, seconds)
+            if "sending" not in states:  # (Whose claim it is may live for longer than the reply.)
+                self._is_in_time(item, id_, reason, seconds)
         elif what == "events":
             true = _knows(task, f"{HOST} failed", began) or detail in ("failing", "InternalFailure")
         elif what == "pacing":

@@ -65,8 +65,10 @@ _RARE = (
     "reconciliation._take_out",
     "reconciliation._judge",
     "reconciliation._archive_days",
+    "reconciliation._archived_lately",
     "reconciliation._read_pictures",
     "dropper: dropping.work",
+    "dropper: dropping._lost_of_a_message",
     "dropper: consent.",
     "dropper: ledger.",
     "replayer: replay._replays_of",
@@ -77,7 +79,7 @@ _RARE = (
     "redriver: redriving._moved",
     "redriver: letters.work_through",
 )
-_RATE_RARE = 0.8
+_RATE_RARE = 0.9
 _MOST_RARE = 5  # so often in a seed
 _SPARED = 8  # one of so many seeds is spared it
 _HOT = 14  # one of so many pairs of site and fault is hot in a seed
@@ -108,7 +110,9 @@ _MOST_IN_FOCUS = 12  # faults, so that what is tried again comes through
 
 # Frames that say how a call is made, and not what for.
 _HOW = frozenset({"table", "queues", "archive", "vault", "runtime", "base"})
-_HELPERS = frozenset({"_move", "_record", "_replace", "<listcomp>", "<lambda>", "<genexpr>"})
+_HELPERS = frozenset(
+    {"_move", "_record", "_replace", "<listcomp>", "<setcomp>", "<lambda>", "<genexpr>"}
+)
 
 
 @dataclass(slots=True)

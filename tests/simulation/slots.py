@@ -44,6 +44,7 @@ class Slots:
         self._pace_of = pace_of
         self._hands: dict[Process, dict[str, _Hand]] = defaultdict(lambda: defaultdict(_Hand))
         self._last: dict[str, tuple[Process, float]] = {}  # who took slots last, and the last
+        self._late: Counter[str] = Counter()  # slots that somebody took by a call that came late
         # Replies whose claim needs no slot of its own batch, by who claimed it.
         self._has_one: set[tuple[Process, str]] = set()
         self._claimer: dict[str, Process] = {}  # by reply, who handed it over last
@@ -63,8 +64,10 @@ class Slots:
     def take(self, process: Process, pace: str, slots: list[float], last: float) -> None:
         """Somebody has these now; `last` is the last slot that anybody has."""
         self._last[pace] = (process, last)
-        if process is not self._cloud.world.outside:
-            # (What comes late was asked for once more.)
+        if process is self._cloud.world.outside:
+            # (It was asked for once more; and what gives that one back, repeated, gives back this.)
+            self._late[pace] += len(slots)
+        else:
             self._hands[process][pace].taken += slots
 
     def give_back(self, process: Process, pace: str, number: int) -> None:
@@ -73,7 +76,7 @@ class Slots:
             return  # (It comes late: nobody knows whose it was.)
         hand = self._hands[process][pace]
         hand.given_back += number
-        if hand.left < 0:
+        if hand.left + self._late[pace] < 0:
             raise Violation("a slot that is needed is not given back", f"{pace}: {hand}")
 
     def _on_call(
