@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tests.simulation import trace
 from tests.simulation.faults import STORE_FAULTS
-from tests.simulation.run import Outcome, run_seed
+from tests.simulation.run import Outcome, collect_rarely, run_seed
 
 _CHUNK = 10
 _LONG = 5000  # seeds
@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.replay is not None:
         return _replay(console, options.replay, options.everything)
     first, count = options.start, options.seeds
+    collect_rarely()
     began = time.monotonic()
     hits: Counter[tuple[str, str]] = Counter()
     sites: Counter[str] = Counter()

@@ -79,7 +79,7 @@ _RARE = (
     "redriver: redriving._moved",
     "redriver: letters.work_through",
 )
-_RATE_RARE = 0.9
+_RATE_RARE = 0.8
 _MOST_RARE = 5  # so often in a seed
 _SPARED = 8  # one of so many seeds is spared it
 _HOT = 14  # one of so many pairs of site and fault is hot in a seed

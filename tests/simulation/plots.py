@@ -345,7 +345,7 @@ def _poisoned(story: Story, random: Random, start: float) -> Story:
 def _silence(story: Story, random: Random, start: float) -> Story:
     """Answers are lost, no receipt comes, and whoever looks is refused, or lacks the secret."""
     turns = ("refused", "mismatch", "mismatch", "mismatch", "secret lost")
-    turn = random.choice((*turns, "confirmation", "confirmation"))
+    turn = random.choice((*turns, *["confirmation"] * 3))
     # They come when nobody looks any more, or never; and so does who decides.
     late = random.random() < 0.6
     kind = "response lost" if turn == "mismatch" else "lost on the way"

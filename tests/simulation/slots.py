@@ -101,10 +101,15 @@ class Slots:
                 if age <= _OLD:
                     self._has_one.add((process, id_))
                     self._hand(process, new).unsure |= age > _GOOD
-        owner = self._claimer.get(id_, process)
+        claimer = owner = self._claimer.get(id_, process)
         if process not in (owner, self._cloud.world.outside):
             owner = process  # (Somebody else settled it.)
         for number, state in before.items():
+            if state == "sending" and after[number] == "sent" and process is not claimer:
+                # (By a receipt, perhaps of an attempt before: then this one may not have left.)
+                hand = self._hand(claimer, new)
+                hand.unsure = True
+                hand.needed.pop(id_, None)
             if state in ("sending", "unknown") and after[number] == "waiting":
                 # (It was put back.)
                 needed = self._hand(owner, new).needed
