@@ -3,8 +3,9 @@
 Each payload is read by today's parser and goes on the processing queue as a `replay`: processing
 examines the text as if it had just come, writes it a new line and lets its item name that
 (chalicelib/processing.py). Nothing goes on the outbound queue, so nothing is sent; a STOP or START
-that is seen for the first time counts from when it was said. The line of before is left over, and
-`spillway reconcile` takes it out.
+that is seen for the first time counts from when it was said (a START if the sender has had the
+text: else the sender records it). The line of before is left over, and `spillway reconcile` takes
+it out.
 
 A payload of the quarantine that can be read today was never stored: its texts go on the processing
 queue as new ones, its receipts as receipts, and then the object is deleted. Whether they are
