@@ -258,8 +258,7 @@ class Reconciliation:
         ahead = next(noted, None)
         keys = self._stores.objects("messages/", self._since - DAY, until - RECENT)
         for some in _some(keys):
-            read = self._runtime.together([partial(self._read, key) for key in some], TOGETHER)
-            for key, (lines, whole) in zip(some, read, strict=True):
+            for key, (lines, whole) in zip(some, self._read_all(some), strict=True):
                 if not whole:
                     self._open("unreadable", key)
                 while ahead is not None and ahead[0] < key:
@@ -296,6 +295,9 @@ class Reconciliation:
             return [], False
         lines = [_Line(key, raw, said) for raw in content if (said := _said_in(raw)) is not None]
         return lines, len(lines) == len(content)
+
+    def _read_all(self, keys: Sequence[str]) -> Sequence[tuple[list[_Line], bool]]:
+        return self._runtime.together([partial(self._read, key) for key in keys], TOGETHER)
 
     def _is_since(self, said: Item) -> bool:
         at = said.get("received_at")
@@ -393,7 +395,8 @@ class Reconciliation:
     def _archived_lately(self) -> set[str]:
         """The messages in the objects that `_read_archive` left to the next run."""
         keys = self._stores.objects("messages/", self._started - RECENT)
-        return {line.said["id"] for key in keys for line in self._read(key)[0]}
+        read = (lines for some in _some(keys) for lines, _ in self._read_all(some))
+        return {line.said["id"] for lines in read for line in lines}
 
     def _judge_stored(self, id_: MessageId, item: Item, lines: Sequence[_Line]) -> None:
         said = _digest(_said_by(item))

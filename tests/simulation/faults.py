@@ -65,7 +65,6 @@ _RARE = (
     "reconciliation._take_out",
     "reconciliation._judge",
     "reconciliation._archive_days",
-    "reconciliation._archived_lately",
     "reconciliation._read_pictures",
     "dropper: dropping.work",
     "dropper: dropping._lost_of_a_message",
