@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+NOT_COVERED := e2e deployed simulation fuzz traffic local deploy simulator
+
 .PHONY: help setup run test check e2e aws-proof simulate mutants fuzz coverage format clean
 
 help:  ## what there is
@@ -47,9 +49,10 @@ aws-proof: setup  ## the deployed app in the AWS account of your environment: ST
 	@test -n "$(STAGE)" || { echo "Name a stage that is nobody's: make aws-proof STAGE=proof"; exit 1; }
 	@$(BIN)/python -m pytest -n 0 -v -s tests/deployed --stage $(STAGE) $(ARGS)
 
+# (By the unit tests alone: under a tracer greenlets, and so the simulation, are slow.)
 coverage: setup  ## which lines and branches of the functions the tests reach
 	@rm -rf build/coverage && mkdir -p build/coverage
-	@$(BIN)/coverage run -m pytest --ignore tests/e2e --ignore tests/deployed $(ARGS)
+	@$(BIN)/coverage run -m pytest $(foreach one,$(NOT_COVERED),--ignore tests/$(one)) $(ARGS)
 	@$(BIN)/coverage combine -q && $(BIN)/coverage report
 
 format: setup  ## let ruff write the layout

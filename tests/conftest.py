@@ -14,7 +14,7 @@ import pytest
 
 from tests.fakes import FakeRuntime, logged, on_empty_table, one_table
 
-# Tests make a great deal that is soon gone: looking for it was a tenth of the time.
+# As tests/simulation/run.py does, and why; here it is the simulation's seeds that gain by it.
 gc.set_threshold(50_000, 20, 100)
 
 # `import app` in a test is what Chalice's command line does: nothing is made ready.

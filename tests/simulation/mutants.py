@@ -71,8 +71,8 @@ EQUIVALENT = Path(__file__).with_name("equivalent.toml")
 REPORT = Path(__file__).parents[2] / "build" / "mutants.md"
 
 SHARE = 0.95  # of those that are not equivalent has to be caught
+POOL = 3  # times as many seeds are looked through as a mutant may meet
 # Seconds of processor time, not of the clock: on a busy machine a survivor must not look caught.
-POOL = 3  # times as many seeds are looked through
 SEED_LIMIT = 30.0  # a hundredth is usual; the simulation ends most that go on for ever by itself
 MUTANT_LIMIT = 30.0  # for all seeds of a mutant: what is left over then are a few long ones
 BLOCKED = 600.0  # seconds by the clock, for a child that waits for something
